@@ -1,0 +1,1 @@
+"""The `ntk` command line: one thin function per command."""

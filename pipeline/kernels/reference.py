@@ -1,0 +1,165 @@
+"""The CNTK recursion in plain torch: the definition that every faster backend is tested against.
+
+Vanilla kernels read only pixel pairs p = p', so their tensors are (pairs, H, W) and always float64; global average
+pooling needs all pixel pairs: (pairs, H, W, H, W) in the dtype asked for. Readout sums are float64.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.kernels.arccos import relu_duals, snap_to_one
+from pipeline.kernels.passes import Pass
+
+FILTER_PIXELS = 9  # q^2 of the 3 x 3 filters; c_sigma = 2 lives in the duals
+# Axes that move together under `box`, for (pairs, H, W) and (pairs, H, W, H, W).
+SAME_PIXEL = ((1,), (2,))
+PIXEL_PAIRS = ((1, 3), (2, 4))
+# Enough to fill the vector units, small enough to stay near a CPU's last-level cache. Fixed: never free memory.
+BYTE_BUDGET = {"cpu": 24 << 20, "cuda": 2 << 30}
+TENSORS_ALIVE = 8
+
+
+def _narrow(m: Tensor, axes: Sequence[int], start: int, length: int) -> Tensor:
+    for axis in axes:
+        m = m.narrow(axis, start, length)
+    return m
+
+
+def box(m: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """Sum over the 3 x 3 neighbourhood, the axes of each group moving together; outside the image is 0.
+
+    With `PIXEL_PAIRS`, out[p, p'] = sum over a in {-1, 0, 1}^2 of m[p + a, p' + a].
+    """
+    for axes in groups:
+        out = m.clone()
+        inner = m.shape[axes[0]] - 1
+        if inner:
+            _narrow(out, axes, 1, inner).add_(_narrow(m, axes, 0, inner))
+            _narrow(out, axes, 0, inner).add_(_narrow(m, axes, 1, inner))
+        m = out
+    return m
+
+
+def deviations(x: Tensor, layers: int) -> list[Tensor]:
+    """sqrt(S_h(x, x)[p, p]) for h = 0 .. layers - 1, each (n, H, W) in float64, from each image alone.
+
+    On the diagonal lam = 1, so the recursion is linear: S_{h+1} = box(S_h / 9).
+    """
+    s = box(x.double().square().sum(1), SAME_PIXEL)
+    tables = []
+    for _ in range(layers):
+        tables.append(s.sqrt())
+        s = box(s / FILTER_PIXELS, SAME_PIXEL)
+    return tables
+
+
+def _reciprocal(d: Tensor) -> Tensor:
+    """1 / d, and 0 where d = 0: a correlation with an empty patch is defined as 0."""
+    return torch.where(d > 0, 1.0 / d, 0.0)
+
+
+class _Vanilla:
+    """Pixel pairs p = p': tensors (pairs, H, W), readout by the sum over p."""
+
+    axes = SAME_PIXEL
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = torch.float64  # 1 / (H W) of the pooled cost, and nearly equal images need it
+
+    def inner_products(self, x1: Tensor, x2: Tensor) -> Tensor:
+        return (x1 * x2).sum(1)
+
+    def outer(self, d1: Tensor, d2: Tensor) -> Tensor:
+        return d1 * d2
+
+    def zero_offset(self, m: Tensor) -> Tensor:
+        return m
+
+    def readout(self, m: Tensor) -> Tensor:
+        return m.sum((1, 2))
+
+
+class _Pooled:
+    """All pixel pairs: tensors (pairs, H, W, H, W), readout by the mean over p and p'."""
+
+    axes = PIXEL_PAIRS
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+
+    def inner_products(self, x1: Tensor, x2: Tensor) -> Tensor:
+        n, _, h, w = x1.shape
+        return torch.bmm(x1.flatten(2).transpose(1, 2), x2.flatten(2)).view(n, h, w, h, w)
+
+    def outer(self, d1: Tensor, d2: Tensor) -> Tensor:
+        return d1[:, :, :, None, None] * d2[:, None, None, :, :]
+
+    def zero_offset(self, m: Tensor) -> Tensor:
+        n, h, w = m.shape[:3]
+        return m.view(n, h * w, h * w).diagonal(dim1=1, dim2=2).unflatten(1, (h, w))
+
+    def readout(self, m: Tensor) -> Tensor:
+        return m.sum((1, 2, 3, 4), dtype=torch.float64) / (m[0].numel())
+
+
+FAMILIES: dict[str, type[_Vanilla] | type[_Pooled]] = {"vanilla": _Vanilla, "gap": _Pooled}
+
+
+def _layers(
+    x1: Tensor, x2: Tensor, d1: list[Tensor], d2: list[Tensor], family: _Vanilla | _Pooled, job: Pass
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (K, R) after each ReLU, h = 1 .. L - 1, for pairs (x1[i], x2[i]); R is K where no NTK is asked for."""
+    equal = (x1 == x2).flatten(1).all(1)[:, None, None]
+    s = box(family.inner_products(x1.double(), x2.double()), family.axes).to(family.dtype)
+    t = s if job.train_first else torch.zeros_like(s)
+    for a, b in zip(d1, d2, strict=True):
+        lam = s * family.outer(_reciprocal(a).to(s), _reciprocal(b).to(s))
+        diagonal = family.zero_offset(lam)
+        diagonal.masked_fill_(equal & (diagonal > 0), 1.0)
+        kappa_1, kappa_0 = relu_duals(snap_to_one(lam))
+        k = kappa_1.mul_(family.outer(a.to(s), b.to(s))).div_(FILTER_PIXELS)
+        r = torch.addcmul(k, kappa_0.div_(FILTER_PIXELS), t) if job.ntk else k
+        yield k, r
+        s = box(k, family.axes)
+        t = box(r, family.axes) if job.ntk else s
+
+
+def _pairs_at_once(x: Tensor, family: _Vanilla | _Pooled, budget: int | None) -> int:
+    pixels = x.shape[2] * x.shape[3]
+    entries = pixels if family.axes is SAME_PIXEL else pixels**2
+    bytes_a_pair = TENSORS_ALIVE * entries * family.dtype.itemsize
+    return max(1, (budget or BYTE_BUDGET[x.device.type]) // bytes_a_pair)
+
+
+def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, dtype: torch.dtype, byte_budget: int | None = None) -> Tensor:
+    """One readout family at all depths in one pass.
+
+    x1 (n1, C, H, W), x2 (n2, C, H, W) or None for x1 with itself, which computes each pair once.
+    Returns (len(job.readouts), len(job.depths), n1, n2) in float64 on x1's device. Pairs are split so that working
+    memory stays near `byte_budget` bytes (at least one pair at a time).
+    """
+    family = FAMILIES[job.family](dtype)
+    other = x1 if x2 is None else x2
+    layers = max(job.depths) - 1
+    d1 = deviations(x1, layers)
+    d2 = d1 if x2 is None else deviations(other, layers)
+    n1, n2 = len(x1), len(other)
+    if x2 is None:
+        rows, columns = torch.tril_indices(n1, n1, device=x1.device)
+    else:
+        rows, columns = torch.cartesian_prod(torch.arange(n1, device=x1.device), torch.arange(n2, device=x1.device)).T
+    out = x1.new_empty((len(job.readouts), len(job.depths), n1, n2), dtype=torch.float64)
+    step = _pairs_at_once(x1, family, byte_budget)
+    for i, j in zip(rows.split(step), columns.split(step), strict=True):
+        chunk = _layers(x1[i], other[j], [d[i] for d in d1], [d[j] for d in d2], family, job)
+        for depth, (k, r) in enumerate(chunk, start=2):
+            if depth in job.depths:
+                values = {"ntk": r if job.train_last else r - k, "nngp": k}
+                for slot, name in enumerate(job.readouts):
+                    value = family.readout(values["nngp" if name.endswith("-nngp") else "ntk"])
+                    out[slot, job.depths.index(depth), i, j] = value
+                    if x2 is None:
+                        out[slot, job.depths.index(depth), j, i] = value
+    return out

@@ -1,0 +1,56 @@
+"""The CNTK of one image pair by nested Python loops: the recursion as written on paper, and nothing clever."""
+
+import math
+
+import numpy as np
+
+OFFSETS = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
+
+
+def _box(m):
+    h, w = m.shape[:2]
+    out = np.zeros_like(m)
+    for i, j, u, v in np.ndindex(m.shape):
+        for a, b in OFFSETS:
+            if 0 <= i + a < h and 0 <= j + b < w and 0 <= u + a < h and 0 <= v + b < w:
+                out[i, j, u, v] += m[i + a, j + b, u + a, v + b]
+    return out
+
+
+def _relu_step(sxy, sxx, syy):
+    k, kdot = np.zeros_like(sxy), np.zeros_like(sxy)
+    for p in np.ndindex(sxy.shape):
+        n = math.sqrt(sxx[p[:2] + p[:2]] * syy[p[2:] + p[2:]])
+        if n == 0:
+            continue
+        lam = min(1.0, max(-1.0, sxy[p] / n))
+        if lam > 1 - 1e-15:
+            lam = 1.0
+        k[p] = 2 / 9 * n * (lam * (math.pi - math.acos(lam)) + math.sqrt(1 - lam * lam)) / (2 * math.pi)
+        kdot[p] = 2 / 9 * (math.pi - math.acos(lam)) / (2 * math.pi)
+    return k, kdot
+
+
+def slow_cntk(x, y, depth, train_first, train_last):
+    """x, y (C, H, W): {"vanilla", "vanilla-nngp", "gap", "gap-nngp"} -> float, all with the given trained ends."""
+    products = [np.einsum("chw,cij->hwij", a, b) for a, b in ((x, y), (x, x), (y, y))]
+    sxy, sxx, syy = (_box(m) for m in products)
+    t = sxy.copy() if train_first else np.zeros_like(sxy)
+    for layer in range(1, depth):
+        k, kdot = _relu_step(sxy, sxx, syy)
+        r = kdot * t + k
+        if layer < depth - 1:
+            kxx, kyy = _relu_step(sxx, sxx, sxx)[0], _relu_step(syy, syy, syy)[0]
+            sxy, sxx, syy, t = _box(k), _box(kxx), _box(kyy), _box(r)
+    ntk = r if train_last else r - k
+    pixels = x.shape[1] * x.shape[2]
+
+    def trace(m):
+        return float(np.einsum("hwhw->", m))
+
+    return {
+        "vanilla": trace(ntk),
+        "vanilla-nngp": trace(k),
+        "gap": float(ntk.sum()) / pixels**2,
+        "gap-nngp": float(k.sum()) / pixels**2,
+    }
