@@ -1,0 +1,339 @@
+"""The YAML config: what a table is made of, checked in full before anything runs."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+Readout = Literal["vanilla", "gap"]
+SHORT = {"vanilla": "V", "gap": "GAP"}
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 5e-5 (no dot) as text; take it for the number that it is."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _count(value: Any) -> int | str:
+    if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError("should be 'all' or an integer of at least 1")
+
+
+def _tile(value: Any) -> int | str:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096):
+        return value
+    raise ValueError("should be 'auto' or an integer from 1 to 4096")
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Count = Annotated[int | Literal["all"], PlainValidator(_count)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Digits(_Model):
+    """scikit-learn's bundled 8 x 8 handwritten digits: the first 1,000 train, the last 797 test."""
+
+    dataset: Literal["digits"]
+
+
+class Cifar10(_Model):
+    """CIFAR-10, downloaded by torchvision into `root`."""
+
+    dataset: Literal["cifar10"]
+    root: Path = Path("data")
+
+
+class Npz(_Model):
+    """A NumPy archive with x_train, y_train, x_test, y_test; images N x H x W (x C), uint8 or float in [0, 1]."""
+
+    dataset: Literal["npz"]
+    path: Path
+
+
+class Order(_Model):
+    """The seeded permutation of the training images out of which every draw is a block.
+
+    balanced: the classes interleaved, so that every block holds nearly as many images of each.
+    """
+
+    seed: int = Field(0, ge=0)
+    balanced: bool = True
+
+
+class Gram(_Model):
+    """How Gram matrices are computed: backend, arithmetic, and the side of a tile in images (auto: half a minute)."""
+
+    backend: Literal["auto", "fused", "reference"] = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    tile: Annotated[int | Literal["auto"], PlainValidator(_tile)] = "auto"
+
+
+class Train(_Model):
+    """Training sets: `draws` disjoint blocks of `n` images."""
+
+    n: Count = "all"
+    draws: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _one_draw_of_all(self) -> Self:
+        if self.n == "all" and self.draws > 1:
+            raise ValueError("there is only one draw of all images: give n, or draws: 1")
+        return self
+
+
+class Test(_Model):
+    """Which images accuracy is measured on: the test set, the training images outside the draw, or both."""
+
+    source: Literal["test", "undrawn", "both"] = Field("test", alias="from")
+    n: Count = "all"
+
+
+def _test(value: Any) -> Any:
+    return {"from": value} if isinstance(value, str) else value
+
+
+class _Column(_Model):
+    readout: Readout
+    depths: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
+    train: Train = Train()
+    test: Annotated[Test, BeforeValidator(_test)] = Test()
+    train_first: bool | None = None
+    train_last: bool | None = None
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")] = ""
+    paper: tuple[Number, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if list(self.depths) != sorted(set(self.depths)):
+            raise ValueError("depths should increase")
+        if self.paper and len(self.paper) != len(self.depths):
+            raise ValueError(f"paper should hold one value for each of the {len(self.depths)} depths, or none")
+        return self
+
+    @property
+    def trains_first(self) -> bool:
+        """Whether the first convolution is trained: by default with the vanilla readout only."""
+        return self.readout == "vanilla" if self.train_first is None else self.train_first
+
+    @property
+    def trains_last(self) -> bool:
+        """Whether the readout layer is trained: by default with the vanilla readout only."""
+        return self.readout == "vanilla" if self.train_last is None else self.train_last
+
+    def _refuse_untrained(self) -> None:
+        if self.depths[0] == 2 and not (self.trains_first or self.trains_last):
+            raise ValueError("at depth 2 with both end layers fixed nothing is trained: start at depth 3")
+
+
+class KernelColumn(_Column):
+    """Kernel regression with the CNTK, or with the NNGP kernel of the same net at initialisation.
+
+    ridge: r stands for K + r mean(diag K) I.  on_indefinite: what to do when K is not positive definite.
+    """
+
+    model: Literal["cntk", "nngp"]
+    ridge: Number = Field(0.0, ge=0)
+    on_indefinite: Literal["lu", "stop"] = "lu"
+
+    @model_validator(mode="after")
+    def _trained(self) -> Self:
+        if self.model == "cntk":
+            self._refuse_untrained()
+        elif self.train_first is not None or self.train_last is not None:
+            raise ValueError("the NNGP kernel is that of an untrained net: leave out train_first and train_last")
+        return self
+
+    @property
+    def kernel(self) -> str:
+        """The kernel readout's name: vanilla, gap, vanilla-nngp or gap-nngp."""
+        return self.readout if self.model == "cntk" else f"{self.readout}-nngp"
+
+
+class CnnColumn(_Column):
+    """The finite network of the same depth and readout, trained by SGD on 1/2 |f - y|^2, mean over the batch.
+
+    width: channels.  kappa: factor on the output.  lr: learning rates to choose from, as shares of the largest
+    stable one (lr_unit: max) or as they are (absolute).  select: choose by accuracy on a held-out share of the
+    training images, or, as the paper did, on the test images.  epochs: the limit; training stops `settle` epochs
+    after training accuracy has reached 100 %, and accuracy is the mean over those.  zero_output: subtract the
+    initial function, so that the output starts at 0.
+    """
+
+    model: Literal["cnn"]
+    width: int = Field(1024, ge=1)
+    kappa: Number = Field(0.05, gt=0)
+    seeds: int = Field(3, ge=1)
+    lr: Annotated[tuple[Annotated[Number, Field(gt=0)], ...], Field(min_length=1)] = (0.125, 0.25, 0.5)
+    lr_unit: Literal["max", "absolute"] = "max"
+    select: Literal["holdout", "test"] = "holdout"
+    holdout: Number = Field(0.1, gt=0, lt=1)
+    batch_size: int = Field(128, ge=1)
+    momentum: Number = Field(0.0, ge=0, lt=1)
+    epochs: int = Field(200, ge=1)
+    settle: int = Field(10, ge=1)
+    zero_output: bool = False
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+
+    @model_validator(mode="after")
+    def _trained(self) -> Self:
+        self._refuse_untrained()
+        if self.train.draws > 1:
+            raise ValueError("a cnn column has seeds, not draws")
+        return self
+
+
+Column = Annotated[KernelColumn | CnnColumn, Field(discriminator="model")]
+
+
+def default_name(column: KernelColumn | CnnColumn) -> str:
+    """The paper's name for a column: CNTK-GAP, CNN-V, CNTK-V-2K, ..."""
+    name = f"{column.model.upper()}-{SHORT[column.readout]}"
+    if column.train.n == "all":
+        return name
+    n = int(column.train.n)
+    return f"{name}-{n // 1000}K" if n % 1000 == 0 else f"{name}-{n}"
+
+
+class Config(_Model):
+    """A table: a data set, how its images are ordered, and the columns."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: Annotated[Digits | Cifar10 | Npz, Field(discriminator="dataset")]
+    order: Order = Order()
+    gram: Gram = Gram()
+    columns: Annotated[tuple[Column, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        names = self.column_names
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"two columns are called {twice[0]}: give one of them a name")
+        return self
+
+    @property
+    def column_names(self) -> list[str]:
+        """One name a column, in order."""
+        return [c.name or default_name(c) for c in self.columns]
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value, defaults included, as plain data."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def bundled() -> dict[str, Path]:
+    """The configs that come with the package, by name."""
+    here = Path(__file__).parent
+    folder = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _read(config: str) -> tuple[Any, str]:
+    path = bundled().get(config, Path(config))
+    try:
+        return yaml.safe_load(path.read_text()), str(path)
+    except FileNotFoundError:
+        close = difflib.get_close_matches(config, bundled(), n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"no config {config}: {hint}bundled are {', '.join(bundled())}, or give a path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read config {path}: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path} is not YAML{where}: {getattr(error, 'problem', None) or error}") from error
+
+
+def _override(tree: Any, assignment: str) -> None:
+    """Apply one a.b=c in place; list items go by number, * is all of them."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {assignment}: should be KEY=VALUE, for instance --set columns.0.ridge=0.001")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {assignment}: the value is not YAML") from error
+    *parents, last = key.split(".")
+    nodes = [tree]
+    for part in parents:
+        nodes = [child for node in nodes for child in _children(node, part, assignment)]
+    for node in nodes:
+        if isinstance(node, list):
+            for index in range(len(node)) if last == "*" else [_index(node, last, assignment)]:
+                node[index] = value
+        elif isinstance(node, dict):
+            node[last] = value
+        else:
+            raise ConfigError(f"--set {assignment}: {'.'.join(parents)} has no keys")
+
+
+def _children(node: Any, part: str, assignment: str) -> list[Any]:
+    if isinstance(node, list):
+        return list(node) if part == "*" else [node[_index(node, part, assignment)]]
+    if not isinstance(node, dict):
+        raise ConfigError(f"--set {assignment}: {part} is not a key of a list or a mapping")
+    if isinstance(node.get(part), str) and part == "test":
+        node[part] = _test(node[part])
+    return [node.setdefault(part, {})]
+
+
+def _index(node: list, part: str, assignment: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise ConfigError(f"--set {assignment}: {part} is not one of the items 0 to {len(node) - 1}")
+    return int(part)
+
+
+MODELS: tuple[type[BaseModel], ...] = (Config, Digits, Cifar10, Npz, Order, Gram, Train, Test, KernelColumn, CnnColumn)
+TAGS = ("cntk", "nngp", "cnn", "digits", "cifar10", "npz")
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem on one line, named by its full key."""
+    problems = error.errors()
+    first = problems[0]
+    # pydantic puts the tag of a discriminated union into the path; it is no key of the YAML.
+    location = [str(part) for k, part in enumerate(first["loc"]) if not (k > 0 and part in TAGS)]
+    key = ".".join(location) or "config"
+    message = first["msg"].removeprefix("Value error, ").replace("a valid array", "a list")
+    if first["type"] == "extra_forbidden":
+        known = {f.alias or name for model in MODELS for name, f in model.model_fields.items()} - {location[-1]}
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        message = "unknown key" + (f"; did you mean {close[0]}?" if close else "")
+    elif first["type"] != "missing" and not isinstance(first["input"], dict | list):
+        message += f", not {first['input']!r}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{key}: {message}{more}"
+
+
+def load_config(config: str, overrides: list[str] | None = None) -> Config:
+    """Read a bundled config by name, or a YAML file by path, apply a.b=c overrides and check everything.
+
+    Raises ConfigError, naming the file and the key.
+    """
+    tree, path = _read(config)
+    if tree is None:
+        raise ConfigError(f"{path} is empty: it needs at least name, data and columns (see configs/digits.yaml)")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} should be a mapping with name, data and columns, not a {type(tree).__name__}")
+    for assignment in overrides or []:
+        _override(tree, assignment)
+    try:
+        return Config.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: holds a value that is not text, a number, a list or a mapping: {error}") from error

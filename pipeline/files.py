@@ -1,0 +1,77 @@
+"""Files that are there whole or not at all, and digests that name contents."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pipeline.errors import NtkError, StoreError
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Call `write` on a temporary file beside `path`, then rename it into place.
+
+    Raises NtkError, naming the file, if it cannot be written; what was there before is then untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    except OSError as error:
+        raise NtkError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise NtkError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_atomic` for UTF-8 text."""
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` for JSON; keys keep their order, NaN is refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """`write_atomic` for a NumPy archive."""
+    write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+
+
+def read_json(path: Path) -> Any:
+    """Raises StoreError, naming the file, unless it holds JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot read {path}: {error}; delete it to have it made again") from error
+
+
+def digest(*parts: bytes | np.ndarray | str) -> str:
+    """SHA-256 of the parts, arrays with their dtype and shape, as 64 hex digits."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            sha.update(f"{part.dtype.str}{part.shape}".encode())
+            sha.update(np.ascontiguousarray(part).data)
+        else:
+            sha.update(part.encode() if isinstance(part, str) else part)
+    return sha.hexdigest()
+
+
+def fingerprint(fields: dict[str, Any]) -> str:
+    """16 hex digits that name `fields`: the same for the same JSON, whatever the order of its keys."""
+    return digest(json.dumps(fields, sort_keys=True, allow_nan=False))[:16]
