@@ -1,0 +1,152 @@
+"""The `ntk` command. Heavy imports wait until a command runs, so that --help answers at once."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="ntk",
+    help="Exact kernels of infinitely wide convolutional networks, and the accuracy table they give.\n\n"
+    "Every stage reads what the one before it left on disk and skips what is done, so any command can be killed and "
+    "run again. Start with `ntk run`: the bundled digits table, offline, in minutes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _complete_config(incomplete: str) -> list[str]:
+    from pipeline.config import bundled
+
+    return [name for name in bundled() if name.startswith(incomplete)]
+
+
+ConfigName = Annotated[
+    str,
+    typer.Argument(
+        metavar="[CONFIG]",
+        help="A bundled config (digits, cifar10, cifar10-2k) or the path of a YAML file.",
+        autocompletion=_complete_config,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the config, for instance --set columns.0.ridge=1.0e-4; * is every item of a list. "
+        "May be repeated.",
+    ),
+]
+Runs = Annotated[Path, typer.Option(help="Root of the heavy files: Gram stores, checkpoints, predictions.")]
+Results = Annotated[Path, typer.Option(help="Root of the small files: tables, figures, provenance.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU where there is one.")]
+RUNS, RESULTS = Path("runs"), Path("results")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    k, slash, n = text.partition("/")
+    if not (slash and k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
+        raise typer.BadParameter(f"{text}: should be k/n with 1 <= k <= n, for instance 2/4")
+    return int(k), int(n)
+
+
+@app.command()
+def run(
+    config: ConfigName = "digits",
+    overrides: Overrides = None,
+    runs: Runs = RUNS,
+    results: Results = RESULTS,
+    device: Device = "auto",
+) -> None:
+    """Run every stage in order, skipping what is done: download, compute-gram, solve, train-cnn, report."""
+    from cli import stages
+
+    stages.run(stages.begin(config, overrides, runs, results, device))
+
+
+@app.command()
+def download(config: ConfigName = "digits", overrides: Overrides = None) -> None:
+    """Fetch the config's data set and verify its checksums."""
+    from cli import stages
+
+    stages.download(stages.begin(config, overrides, RUNS, RESULTS, "cpu"))
+
+
+@app.command("compute-gram")
+def compute_gram(
+    config: ConfigName = "digits",
+    overrides: Overrides = None,
+    runs: Runs = RUNS,
+    device: Device = "auto",
+    shard: Annotated[
+        str,
+        typer.Option(metavar="K/N", help="Compute every N-th missing tile from the K-th: one share a host."),
+    ] = "1/1",
+    repair: Annotated[bool, typer.Option("--repair", help="First set aside tiles whose checksum fails.")] = False,
+) -> None:
+    """Compute the Gram matrices that the config's kernel columns need, tile by tile.
+
+    A finished tile is never computed again. Any number of processes may fill one store at once.
+    """
+    share = _shard(shard)
+    from cli import stages
+
+    stages.compute_gram(stages.begin(config, overrides, runs, RESULTS, device), share, repair)
+
+
+@app.command()
+def solve(
+    config: ConfigName = "digits", overrides: Overrides = None, runs: Runs = RUNS, device: Device = "auto"
+) -> None:
+    """Kernel regression in float64 for every cell of the kernel columns; predictions are saved."""
+    from cli import stages
+
+    stages.solve(stages.begin(config, overrides, runs, RESULTS, device))
+
+
+@app.command()
+def report(
+    config: ConfigName = "digits",
+    overrides: Overrides = None,
+    runs: Runs = RUNS,
+    results: Results = RESULTS,
+    device: Device = "auto",
+) -> None:
+    """Write results.json, the table, the figures and report.html; missing cells say what would fill them."""
+    from cli import stages
+
+    stages.report(stages.begin(config, overrides, runs, results, device))
+
+
+@app.command()
+def status(
+    config: ConfigName = "digits",
+    overrides: Overrides = None,
+    runs: Runs = RUNS,
+    device: Device = "auto",
+    verify: Annotated[bool, typer.Option(help="Read every finished tile and check its checksum.")] = True,
+) -> None:
+    """What is done, missing or damaged, and the time left. Exits with status 3 while anything is missing."""
+    from cli import stages
+
+    stages.status(stages.begin(config, overrides, runs, RESULTS, device, quiet=True), verify)
+
+
+def main() -> None:
+    """Run the command line; errors meant for the user are one line on stderr and an exit status."""
+    try:
+        app()
+    except Exception as error:
+        from pipeline.errors import NtkError
+
+        if not isinstance(error, NtkError | OSError | MemoryError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_status", 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Which device computes, and what this machine is called in a record's provenance."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """One of auto, cpu, cuda, cuda:1, ..., -> a device that is there. Raises ConfigError otherwise."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    there = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+    full = "cuda:0" if name == "cuda" else name
+    if full not in there:
+        raise ConfigError(f"--device {name}: no such device here; there is {', '.join(there)}")
+    return torch.device(full)
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Device, threads and versions, for provenance."""
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
+        "device_type": device.type,
+        "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {p: v for p in ("ntk", "torch", "torchvision", "numpy", "zarr") if (v := installed(p))},
+    }

@@ -1,0 +1,286 @@
+"""Computing Gram matrices: which stores and tiles a config needs, which are missing, and filling them in."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import store as stores
+from pipeline.config import Config, Gram, KernelColumn
+from pipeline.draws import OrderedImages, draw
+from pipeline.errors import ConfigError, Incomplete
+from pipeline.kernels import KERNEL_VERSION, Pass, cntk_pass, resolve_backend
+from pipeline.progress import progress
+from pipeline.store import GramStore, Shape, Tile, TileLock
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+SECONDS_A_TILE = 30.0
+LARGEST_TILE_BYTES = 256 << 20
+FEWEST_TILES_A_SIDE = 4
+WRITES_IN_FLIGHT = 2
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@dataclass(frozen=True)
+class GramJob:
+    """One store to fill: a pass of the recursion, where its values come from, and the blocks that columns read."""
+
+    job: Pass
+    backend: str
+    dtype: str
+    fields: dict[str, Any]
+    blocks: tuple[tuple[np.ndarray, np.ndarray], ...]
+    columns: tuple[str, ...]
+
+    def path(self, folder: Path) -> Path:
+        """Where its store lies in a run's folder."""
+        return stores.store_path(folder, self.fields)
+
+    def tiles(self, shape: Shape) -> set[Tile]:
+        """The tiles that hold the blocks."""
+        return set().union(*(shape.covering(rows, columns) for rows, columns in self.blocks))
+
+
+def plan(config: Config, images: OrderedImages, device: torch.device) -> list[GramJob]:
+    """One job for each readout family and choice of trained ends among the kernel columns.
+
+    Raises ConfigError where the backend asked for cannot run.
+    """
+    kernels = [(n, c) for n, c in zip(config.column_names, config.columns, strict=True) if isinstance(c, KernelColumn)]
+    ends = {
+        (c.readout, c.trains_first, c.trains_last): None
+        for _, c in sorted(kernels, key=lambda item: item[1].model != "cntk")
+    }
+    grouped: dict[tuple, list[tuple[str, KernelColumn]]] = {key: [] for key in ends}
+    for name, c in kernels:
+        # An NNGP kernel does not depend on the trained ends: it rides along with the first pass of its family.
+        key = next(
+            k for k in grouped if k[0] == c.readout and (c.model == "nngp" or k[1:] == (c.trains_first, c.trains_last))
+        )
+        grouped[key].append((name, c))
+    return [_job(config.gram, images, device, key, members) for key, members in grouped.items() if members]
+
+
+def _job(
+    gram: Gram,
+    images: OrderedImages,
+    device: torch.device,
+    ends: tuple[str, bool, bool],
+    members: list[tuple[str, KernelColumn]],
+) -> GramJob:
+    family, first, last = ends
+    depths = tuple(sorted({depth for _, c in members for depth in c.depths}))
+    job = Pass(family, depths, tuple(sorted({c.kernel for _, c in members})), first, last)
+    height, width = images.x.shape[2:]
+    try:
+        backend = resolve_backend(gram.backend, device, DTYPES[gram.dtype], height, width)
+    except ValueError as error:
+        raise ConfigError(f"gram.backend: {error}") from error
+    fields = {
+        **images.fields,
+        "family": family,
+        "readouts": list(job.readouts),
+        "depths": list(depths),
+        "train_first": first,
+        "train_last": last,
+        "backend": backend,
+        "dtype": gram.dtype,
+        "kernel_version": KERNEL_VERSION,
+    }
+    blocks = []
+    for name, column in members:
+        for k in range(column.train.draws):
+            d = draw(images, column, name, k)
+            blocks += [(d.train, d.train), (d.test, d.train)]
+    return GramJob(job, backend, gram.dtype, fields, tuple(blocks), tuple(name for name, _ in members))
+
+
+def open_store(job: GramJob, folder: Path) -> GramStore | None:
+    """The job's store, or None where nothing has been computed. Raises StoreError where it is not what it says."""
+    path = job.path(folder)
+    return stores.open(path, job.fields) if path.exists() else None
+
+
+class Computer:
+    """A job's images on its device, and the kernel values of a tile of them."""
+
+    def __init__(self, job: GramJob, images: OrderedImages, device: torch.device):
+        self.job = job
+        self.x = images.x.to(device)
+
+    def block(self, rows: slice, columns: slice) -> torch.Tensor:
+        """(readouts, depths, rows, columns) in float64; a block on the diagonal is computed once and mirrored."""
+        other = None if rows == columns else self.x[columns]
+        return cntk_pass(self.x[rows], other, self.job.job, backend=self.job.backend, dtype=DTYPES[self.job.dtype])
+
+    def pairs_per_second(self) -> float:
+        """Measured on growing blocks until one takes long enough to tell."""
+        side, most = 1, len(self.x) // 2
+        self.block(slice(0, 1), slice(0, 1))
+        while True:
+            start = time.perf_counter()
+            self.block(slice(0, side), slice(most, most + side)).sum().item()
+            seconds = time.perf_counter() - start
+            if seconds > 0.5 or 2 * side > most:
+                return side**2 / seconds
+            side *= 2
+
+
+def tile_side(job: GramJob, rate: float) -> int:
+    """A side that takes about half a minute, fits the limit in bytes, and cuts the largest draw into several tiles.
+
+    rate: pairs/s. A divisor of the smallest draw is preferred: its blocks then end where tiles end.
+    """
+    pixel_bytes = 8 * len(job.job.depths) * len(job.job.readouts)
+    side = min((rate * SECONDS_A_TILE) ** 0.5, (LARGEST_TILE_BYTES / pixel_bytes) ** 0.5)
+    draws = sorted(len(columns) for _, columns in job.blocks)
+    side = max(1, int(min(side, -(-draws[-1] // FEWEST_TILES_A_SIDE))))
+    return next((s for s in range(side, side // 2, -1) if draws[0] % s == 0), side)
+
+
+def compute(
+    config: Config,
+    images: OrderedImages,
+    folder: Path,
+    device: torch.device,
+    shard: tuple[int, int] = (1, 1),
+    repair: bool = False,
+    say: Any = print,
+) -> dict[str, Any]:
+    """Fill every store that the config's columns need and return its provenance by store.
+
+    shard: (k, n) computes every n-th missing tile from the k-th on, for hosts that share a folder. On one host any
+    number of processes may run this at once. repair: first set aside the tiles whose checksum fails.
+    """
+    provenance = {}
+    for job in plan(config, images, device):
+        start = time.perf_counter()
+        gram = open_store(job, folder)
+        computer = None
+        if gram is None:
+            computer = Computer(job, images, device)
+            side = config.gram.tile
+            side = tile_side(job, computer.pairs_per_second()) if isinstance(side, str) else side
+            _say_where_else(job, folder, say)
+            folder.mkdir(parents=True, exist_ok=True)
+            gram = stores.create(job.path(folder), job.fields, side, images.image_index)
+        needed = job.tiles(gram.shape)
+        if repair:
+            for tile in gram.damaged(needed - set(gram.missing(needed))):
+                say(f"{gram.path.name}: tile {tile} is damaged: set aside, to be computed anew")
+                gram.discard(tile)
+        missing = gram.missing(needed)
+        say(
+            f"{'/'.join(job.columns)}: {gram.path.name}, {job.backend} {job.dtype}, {len(needed)} tiles of "
+            f"{gram.shape.tile} x {gram.shape.tile} images, {len(needed) - len(missing)} done"
+        )
+        mine = missing[shard[0] - 1 :: shard[1]]
+        if mine:
+            gram.check_space(len(mine))
+            _fill(gram, computer or Computer(job, images, device), mine)
+            provenance[gram.path.name] = {
+                "columns": list(job.columns),
+                "tiles_computed": len(mine),
+                "seconds": round(time.perf_counter() - start, 2),
+            }
+    return provenance
+
+
+def _say_where_else(job: GramJob, folder: Path, say: Any) -> None:
+    """Name the stores of earlier settings, which stay as they are."""
+    others = [p for p in sorted(folder.glob("gram-*")) if p != job.path(folder)]
+    for other in others:
+        try:
+            found = stores.open(other).fields
+        except Exception:
+            continue
+        if found["family"] == job.job.family:
+            changed = [k for k in job.fields if found.get(k) != job.fields[k]]
+            say(f"a new store: {other.name} was computed with another {', '.join(changed)} and is left as it is")
+
+
+def _pairs(shape: Shape, tile: Tile) -> int:
+    rows, columns = shape.bounds(tile)
+    r, c = rows.stop - rows.start, columns.stop - columns.start
+    return r * (r + 1) // 2 if rows == columns else r * c
+
+
+def _fill(gram: GramStore, computer: Computer, tiles: list[Tile]) -> None:
+    """Compute and write `tiles`; writing overlaps computing, and tiles that other processes hold come last."""
+    shape, job = gram.shape, computer.job.job
+    height, width = computer.x.shape[2:]
+    total = sum(_pairs(shape, t) for t in tiles)
+    with progress(f"Gram {job.family}", total, "pair") as bar, ThreadPoolExecutor(1) as pool:
+        start, computed = time.perf_counter(), 0
+        pending: deque[tuple[TileLock, Future]] = deque()
+        try:
+            for tile, lock in _claim(gram, tiles, bar):
+                values = computer.block(*shape.bounds(tile)).cpu().numpy()
+                pending.append((lock, pool.submit(gram.write, tile, values)))
+                if len(pending) >= WRITES_IN_FLIGHT:
+                    _finish(*pending.popleft())
+                computed += _pairs(shape, tile)
+                rate = job.entry_layers(computed, height, width) / (time.perf_counter() - start)
+                bar.set_postfix_str(f"{rate:.2g} entry-layers/s", refresh=False)
+                bar.update(_pairs(shape, tile))
+        finally:
+            while pending:
+                _finish(*pending.popleft())
+
+
+def _finish(lock: TileLock, written: Future) -> None:
+    try:
+        written.result()
+    finally:
+        lock.release()
+
+
+def _claim(gram: GramStore, tiles: list[Tile], bar: Any) -> Iterator[tuple[Tile, TileLock]]:
+    """Yield (tile, its lock) for tiles still missing; the receiver releases the lock."""
+    left = list(tiles)
+    while left:
+        busy = []
+        for tile in left:
+            if gram.has(tile):
+                bar.update(_pairs(gram.shape, tile))
+                continue
+            lock = gram.claim(tile)
+            if lock is None:
+                busy.append(tile)
+            elif gram.has(tile):
+                lock.release()
+                bar.update(_pairs(gram.shape, tile))
+            else:
+                yield tile, lock
+        left = busy
+        if left:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def missing_tiles(job: GramJob, folder: Path) -> tuple[int, int]:
+    """(missing, needed) tiles of a job; needed is 0 while there is no store, for then no tile size is chosen."""
+    gram = open_store(job, folder)
+    if gram is None:
+        return 0, 0
+    needed = job.tiles(gram.shape)
+    return len(gram.missing(needed)), len(needed)
+
+
+def require(job: GramJob, folder: Path) -> GramStore:
+    """The job's store with every tile in place. Raises Incomplete otherwise."""
+    gram = open_store(job, folder)
+    if gram is None:
+        raise Incomplete(f"{'/'.join(job.columns)}: no Gram matrix yet: run `ntk compute-gram` first")
+    needed = job.tiles(gram.shape)
+    missing = gram.missing(needed)
+    if missing:
+        raise Incomplete(
+            f"{gram.path}: {len(missing)} of {len(needed)} tiles are missing: run `ntk compute-gram` to finish them"
+        )
+    return gram

@@ -1,0 +1,138 @@
+"""The accuracy table as Markdown, CSV and text: pure functions of results.json."""
+
+import csv
+import io
+from typing import Any
+
+INDEFINITE = "†"
+OVERLAP = "‡"
+TEST_RULE = "§"
+MISSING = "–"
+CSV_KEYS = (
+    "column",
+    "depth",
+    "accuracy",
+    "standard_error",
+    "std",
+    "n_train",
+    "n_test",
+    "draws",
+    "seeds",
+    "ridge",
+    "lr",
+    "indefinite",
+    "backend",
+    "dtype",
+    "fingerprint",
+)
+
+
+def _by_cell(results: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    return {(r["column"], r["depth"]): r for r in results["records"]}
+
+
+def depths(results: dict[str, Any]) -> list[int]:
+    """Every depth of the table, in order."""
+    return sorted({d for c in results["columns"] for d in c["depths"]})
+
+
+def paper_value(column: dict[str, Any], depth: int) -> float | None:
+    """The published accuracy of a cell, where the config names one."""
+    return dict(zip(column["depths"], column["paper"], strict=False)).get(depth)
+
+
+def marks(record: dict[str, Any]) -> str:
+    """What a reader must know about a cell, as footnote marks."""
+    out = INDEFINITE if record.get("indefinite") else ""
+    out += OVERLAP if any(d["overlaps"] for d in record.get("by_draw", [])) else ""
+    return out + (TEST_RULE if "test" in str(record.get("lr_rule", "")) else "")
+
+
+def spread(record: dict[str, Any]) -> str:
+    """A cell's accuracy and standard error: 41.2 ± 0.8, with its marks."""
+    return f"{record['accuracy']:.2f} ± {record['standard_error']:.2f}{marks(record)}"
+
+
+def grid(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table: a row a depth, a cell "accuracy ± error (paper's value)"."""
+    cells = _by_cell(results)
+    header = ["depth", *(c["name"] for c in results["columns"])]
+    rows = []
+    for depth in depths(results):
+        row = [str(depth)]
+        for column in results["columns"]:
+            record = cells.get((column["name"], depth))
+            text = spread(record) if record else MISSING if depth in column["depths"] else ""
+            published = paper_value(column, depth)
+            row.append(text + (f" ({published:.2f})" if published is not None else ""))
+        rows.append(row)
+    return header, rows
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """What the table's numbers are, and what is marked or missing."""
+    lines = ["Test accuracy in %, ± its standard error."]
+    if any(c["paper"] for c in results["columns"]):
+        lines[0] += " In brackets: Arora et al. 2019, table 1."
+    for column in results["columns"]:
+        found = [r for r in results["records"] if r["column"] == column["name"]]
+        if found:
+            lines.append(f"{column['name']}: {_describe(found[0])}.")
+    everything = "".join(marks(r) for r in results["records"])
+    if INDEFINITE in everything:
+        lines.append(f"{INDEFINITE} the Gram matrix was not positive definite; solved by LU.")
+    if OVERLAP in everything:
+        lines.append(f"{OVERLAP} some draws share training images.")
+    if TEST_RULE in everything:
+        lines.append(f"{TEST_RULE} the learning rate was chosen on the test images, as in the paper.")
+    lines += [
+        f"{r['column']} at depth {r['depth']}: diverged at lr {r['diverged']}."
+        for r in results["records"]
+        if r.get("diverged")
+    ]
+    by_need: dict[str, list[str]] = {}
+    for cell in results["missing"]:
+        by_need.setdefault(cell["needs"], []).append(f"{cell['column']}/{cell['depth']}")
+    lines += [f"{MISSING} missing {', '.join(cells)}: run {need}." for need, cells in by_need.items()]
+    return lines
+
+
+def _describe(r: dict[str, Any]) -> str:
+    images = f"{r['n_train']} training images, tested on {r['n_test']}"
+    if r["model"] == "cnn":
+        return f"{images}, width {r['width']}, mean of {r['seeds']} seeds"
+    source = {"test": "", "undrawn": " training images outside the draw", "both": " images outside the draw"}
+    images += source[r["test_from"]]
+    ridge = f", ridge {r['ridge']:g}" if r["ridge"] else ""
+    return images + (f", mean of {r['draws']} draws" if r["draws"] > 1 else "") + ridge
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """table.md."""
+    header, rows = grid(results)
+    lines = [f"# {results['name']}", "", f"| {' | '.join(header)} |", f"|{'---:|' * len(header)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes(results))]) + "\n"
+
+
+def text(results: dict[str, Any]) -> str:
+    """The table for a terminal."""
+    header, rows = grid(results)
+    widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
+
+    def line(row: list[str]) -> str:
+        return "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(header), rule, *map(line, rows), "", *notes(results)])
+
+
+def csv_table(results: dict[str, Any]) -> str:
+    """table.csv: a line a cell."""
+    published = {(c["name"], d): paper_value(c, d) for c in results["columns"] for d in c["depths"]}
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*CSV_KEYS, "paper"])
+    for r in results["records"]:
+        writer.writerow([*(r.get(key) for key in CSV_KEYS), published.get((r["column"], r["depth"]))])
+    return out.getvalue()

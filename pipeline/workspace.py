@@ -1,0 +1,50 @@
+"""Where a config's files lie: heavy ones in runs/NAME, small ones to keep in results/NAME."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError
+from pipeline.files import fingerprint, write_text
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A checked config with its two folders."""
+
+    config: Config
+    run: Path
+    results: Path
+
+    @property
+    def yaml(self) -> str:
+        """The resolved config, defaults included: a line a column."""
+        values = self.config.resolved()
+
+        def flow(value: Any) -> str:
+            return (
+                yaml.safe_dump(value, sort_keys=False, width=10**6, default_flow_style=True)
+                .removesuffix("...\n")
+                .strip()
+            )
+
+        head = [f"{key}: {flow(value)}" for key, value in values.items() if key != "columns"]
+        return "\n".join([*head, "columns:", *(f"  - {flow(column)}" for column in values["columns"])]) + "\n"
+
+    def save_config(self) -> Path:
+        """Keep the resolved config beside what it produces, one file for each variant; returns its path."""
+        path = self.run / "configs" / f"{fingerprint(self.config.resolved())}.yaml"
+        write_text(path, self.yaml)
+        return path
+
+
+def open_workspace(config: str, overrides: list[str], runs: Path, results: Path) -> Workspace:
+    """Load a config and name its folders. Raises ConfigError."""
+    loaded = load_config(config, overrides)
+    for option, root in (("--runs", runs), ("--results", results)):
+        if root.exists() and not root.is_dir():
+            raise ConfigError(f"{option} {root}: is a file, not a folder")
+    return Workspace(loaded, runs / loaded.name, results / loaded.name)
