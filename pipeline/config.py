@@ -113,7 +113,7 @@ class _Column(_Model):
     test: Annotated[Test, BeforeValidator(_test)] = Test()
     train_first: bool | None = None
     train_last: bool | None = None
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")] = ""
+    name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")] = ""
     paper: tuple[Number, ...] = ()
 
     @model_validator(mode="after")
@@ -231,8 +231,11 @@ class Config(_Model):
         return [c.name or default_name(c) for c in self.columns]
 
     def resolved(self) -> dict[str, Any]:
-        """Every value, defaults included, as plain data."""
-        return self.model_dump(mode="json", by_alias=True)
+        """Every value, defaults and column names included, as plain data."""
+        values = self.model_dump(mode="json", by_alias=True)
+        for column, name in zip(values["columns"], self.column_names, strict=True):
+            column["name"] = name
+        return values
 
 
 def bundled() -> dict[str, Path]:

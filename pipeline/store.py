@@ -264,8 +264,9 @@ class GramStore:
         try:
             return np.asarray(self._arrays[readout][depth, rows, columns])
         except (ValueError, OSError, RuntimeError) as error:
+            why = "its checksum does not match" if "checksum" in str(error) else error
             raise StoreError(
-                f"{self.path}: tile {tile} of {readout} is damaged ({error}): run `ntk compute-gram --repair` to "
+                f"{self.path}: tile {tile} of {readout} is damaged ({why}): run `ntk compute-gram --repair` to "
                 "compute it anew"
             ) from error
 
@@ -283,9 +284,9 @@ class GramStore:
         if missing:
             raise Incomplete(f"{self.path}: {len(missing)} tiles are missing: run `ntk compute-gram` first")
         out = np.empty((len(rows), len(columns)))
-        for i in np.unique(rows // s.tile):
+        for i in np.unique(rows // s.tile).tolist():
             r = np.flatnonzero(rows // s.tile == i)
-            for j in np.unique(columns // s.tile):
+            for j in np.unique(columns // s.tile).tolist():
                 c = np.flatnonzero(columns // s.tile == j)
                 block = self._read_tile(readout, s.depths.index(depth), (max(i, j), min(i, j)))
                 block = block if i >= j else block.T

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 
-def snap_to_one(lam: Tensor) -> Tensor:
-    """Clip correlations to [-1, 1] in place; those within 4 eps of 1 become exactly 1.
+def snap_to_unit(lam: Tensor) -> Tensor:
+    """Clip correlations to [-1, 1] in place; those within 4 eps of -1 or 1 become exactly that.
 
-    arccos turns a rounding error e near 1 into sqrt(2 e), so equal patches must not miss 1 by an ulp.
+    arccos turns a rounding error e near 1 into sqrt(2 e), so parallel patches must not miss 1 by an ulp.
     """
-    eps = torch.finfo(lam.dtype).eps
-    return lam.clamp_(-1.0, 1.0).masked_fill_(lam >= 1.0 - 4.0 * eps, 1.0)
+    near = 1.0 - 4.0 * torch.finfo(lam.dtype).eps
+    return lam.masked_fill_(lam >= near, 1.0).masked_fill_(lam <= -near, -1.0)
 
 
 def relu_duals(lam: Tensor) -> tuple[Tensor, Tensor]:

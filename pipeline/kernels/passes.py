@@ -19,8 +19,8 @@ class Pass:
     """One pass of the recursion: every kernel of a readout family, at every depth, for given trained ends.
 
     depths: depth L of the nets, L - 1 convolutions and a readout each, strictly increasing, at least 2.
-    readouts: names out of `READOUTS`, all of `family`. Raises ValueError on anything else, and where nothing would
-    be trained (depth 2 with both end layers fixed).
+    readouts: names out of `READOUTS`, all of `family`. At depth 2 with both end layers fixed the NTK is 0.
+    Raises ValueError on depths that are none.
     """
 
     family: str
@@ -32,11 +32,6 @@ class Pass:
     def __post_init__(self) -> None:
         if not self.depths or list(self.depths) != sorted(set(self.depths)) or self.depths[0] < 2:
             raise ValueError(f"depths must be increasing integers of at least 2, not {self.depths}")
-        if self.ntk and self.depths[0] < 3 and not (self.train_first or self.train_last):
-            raise ValueError(
-                f"readout {self.family!r} at depth 2 with the first and the last layer fixed trains nothing, so its "
-                "kernel is 0: ask for depths of at least 3, or train an end layer"
-            )
 
     @property
     def ntk(self) -> bool:
@@ -52,7 +47,10 @@ class Pass:
 def plan_passes(
     depths: Sequence[int], readouts: Sequence[str], train_first: bool | None, train_last: bool | None
 ) -> list[Pass]:
-    """Group `readouts` by family, each with its default trained ends where None is given."""
+    """Group `readouts` by family, each with its default trained ends where None is given.
+
+    Raises ValueError for names that are no readouts, and for an NTK under which nothing is trained.
+    """
     unknown = [r for r in readouts if r not in READOUTS]
     if unknown or not readouts or len(set(readouts)) < len(readouts):
         raise ValueError(f"readouts must be distinct names out of {', '.join(READOUTS)}, not {list(readouts)}")
@@ -63,5 +61,11 @@ def plan_passes(
         if names:
             first = default if train_first is None else train_first
             last = default if train_last is None else train_last
-            passes.append(Pass(family, tuple(sorted(set(depths))), names, first, last))
+            job = Pass(family, tuple(sorted(set(depths))), names, first, last)
+            if job.ntk and job.depths[0] < 3 and not (first or last):
+                raise ValueError(
+                    f"readout {family!r} at depth 2 with the first and the last layer fixed trains nothing, so its "
+                    "kernel is 0: ask for depths of at least 3, or train an end layer"
+                )
+            passes.append(job)
     return passes

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pipeline.kernels.arccos import relu_duals, snap_to_one
+from pipeline.kernels.arccos import relu_duals, snap_to_unit
 from pipeline.kernels.passes import Pass
 
 FILTER_PIXELS = 9  # q^2 of the 3 x 3 filters; c_sigma = 2 lives in the duals
@@ -77,7 +77,7 @@ class _Vanilla:
     def zero_offset(self, m: Tensor) -> Tensor:
         return m
 
-    def readout(self, m: Tensor) -> Tensor:
+    def readout(self, m: Tensor, zero_offset: Tensor) -> Tensor:
         return m.sum((1, 2))
 
 
@@ -100,8 +100,9 @@ class _Pooled:
         n, h, w = m.shape[:3]
         return m.view(n, h * w, h * w).diagonal(dim1=1, dim2=2).unflatten(1, (h, w))
 
-    def readout(self, m: Tensor) -> Tensor:
-        return m.sum((1, 2, 3, 4), dtype=torch.float64) / (m[0].numel())
+    def readout(self, m: Tensor, zero_offset: Tensor) -> Tensor:
+        others = m.sum((1, 2, 3, 4), dtype=torch.float64) - self.zero_offset(m).sum((1, 2), dtype=torch.float64)
+        return (others + zero_offset.sum((1, 2))) / m[0].numel()
 
 
 FAMILIES: dict[str, type[_Vanilla] | type[_Pooled]] = {"vanilla": _Vanilla, "gap": _Pooled}
@@ -118,7 +119,7 @@ def _layers(
         lam = s * family.outer(_reciprocal(a).to(s), _reciprocal(b).to(s))
         diagonal = family.zero_offset(lam)
         diagonal.masked_fill_(equal & (diagonal > 0), 1.0)
-        kappa_1, kappa_0 = relu_duals(snap_to_one(lam))
+        kappa_1, kappa_0 = relu_duals(snap_to_unit(lam))
         k = kappa_1.mul_(family.outer(a.to(s), b.to(s))).div_(FILTER_PIXELS)
         r = torch.addcmul(k, kappa_0.div_(FILTER_PIXELS), t) if job.ntk else k
         yield k, r
@@ -140,7 +141,7 @@ def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, dtype: torch.dtype, byte
     Returns (len(job.readouts), len(job.depths), n1, n2) in float64 on x1's device. Pairs are split so that working
     memory stays near `byte_budget` bytes (at least one pair at a time).
     """
-    family = FAMILIES[job.family](dtype)
+    family, same_pixel = FAMILIES[job.family](dtype), _Vanilla(dtype)
     other = x1 if x2 is None else x2
     layers = max(job.depths) - 1
     d1 = deviations(x1, layers)
@@ -153,12 +154,16 @@ def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, dtype: torch.dtype, byte
     out = x1.new_empty((len(job.readouts), len(job.depths), n1, n2), dtype=torch.float64)
     step = _pairs_at_once(x1, family, byte_budget)
     for i, j in zip(rows.split(step), columns.split(step), strict=True):
-        chunk = _layers(x1[i], other[j], [d[i] for d in d1], [d[j] for d in d2], family, job)
-        for depth, (k, r) in enumerate(chunk, start=2):
+        pairs = x1[i], other[j], [d[i] for d in d1], [d[j] for d in d2]
+        # Nearly equal images have correlations near 1 at p = p', where float32 loses arccos: that part is float64.
+        both = zip(_layers(*pairs, family, job), _layers(*pairs, same_pixel, job), strict=True)
+        for depth, layer in enumerate(both, start=2):
             if depth in job.depths:
-                values = {"ntk": r if job.train_last else r - k, "nngp": k}
+                ntk, ntk_same = (r if job.train_last else r - k for k, r in layer)
+                nngp, nngp_same = (k for k, _ in layer)
                 for slot, name in enumerate(job.readouts):
-                    value = family.readout(values["nngp" if name.endswith("-nngp") else "ntk"])
+                    parts = (nngp, nngp_same) if name.endswith("-nngp") else (ntk, ntk_same)
+                    value = family.readout(*parts)
                     out[slot, job.depths.index(depth), i, j] = value
                     if x2 is None:
                         out[slot, job.depths.index(depth), j, i] = value

@@ -1,0 +1,53 @@
+"""Small real data sets on disk, and the hypothesis profile of the whole suite."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import settings
+from sklearn.datasets import load_digits
+
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25, print_blob=True)
+settings.load_profile("suite")
+
+
+def digit_arrays(n_train: int, n_test: int, side: int = 8) -> dict[str, np.ndarray]:
+    """Real digits as uint8 images, cropped to side x side."""
+    images, labels = load_digits(return_X_y=True)
+    images = (images.reshape(-1, 8, 8, 1) * 15).astype(np.uint8)[:, :side, :side]
+    return {
+        "x_train": images[:n_train],
+        "y_train": labels[:n_train],
+        "x_test": images[n_train : n_train + n_test],
+        "y_test": labels[n_train : n_train + n_test],
+    }
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> Path:
+    """60 training and 30 test digits, 5 x 5 pixels."""
+    path = tmp_path / "digits.npz"
+    np.savez(path, **digit_arrays(60, 30, side=5))
+    return path
+
+
+KERNEL_COLUMNS = [
+    {"model": "cntk", "readout": "vanilla", "depths": [3, 4], "train": {"n": 20, "draws": 2}, "test": "both"},
+    {"model": "cntk", "readout": "gap", "depths": [3, 4], "train": {"n": 40}},
+    {"model": "nngp", "readout": "gap", "depths": [2, 3], "train": {"n": 40}, "ridge": 0.001},
+]
+
+
+@pytest.fixture
+def config_path(tmp_path: Path, npz: Path) -> Path:
+    """A config with vanilla, pooled and NNGP columns on the npz, in small tiles, on the reference kernels."""
+    path = tmp_path / "tiny.yaml"
+    tree = {
+        "name": "tiny",
+        "data": {"dataset": "npz", "path": str(npz)},
+        "gram": {"backend": "reference", "tile": 8},
+        "columns": KERNEL_COLUMNS,
+    }
+    path.write_text(yaml.safe_dump(tree))
+    return path

@@ -1,0 +1,106 @@
+"""The config: what is accepted, what is refused and how the refusal reads, and what the bundled tables are."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import Config, bundled, load_config
+from pipeline.errors import ConfigError
+from pipeline.files import fingerprint
+
+
+def test_bundled_configs_are_valid_and_named_after_their_file():
+    for name in bundled():
+        assert load_config(name).name == name
+
+
+def test_cifar10_is_the_papers_table():
+    config = load_config("cifar10")
+    assert config.column_names == ["CNN-V", "CNTK-V", "CNTK-V-2K", "CNN-GAP", "CNTK-GAP", "CNTK-GAP-2K"]
+    assert all(c.depths == (3, 4, 6, 11, 21) and len(c.paper) == 5 for c in config.columns)
+    assert config.columns[4].paper == (70.47, 75.93, 76.73, 77.43, 77.08)
+
+
+def test_digits_has_all_six_columns():
+    models = [(c.model, c.readout) for c in load_config("digits").columns]
+    assert sorted(models) == sorted([(m, r) for r in ("vanilla", "gap") for m in ("cnn", "cntk", "cntk")])
+
+
+@pytest.mark.parametrize(
+    "assignment, words",
+    [
+        ("columns.0.dephts=[3]", "columns.0.dephts: unknown key; did you mean depths"),
+        ("colour=red", "colour: unknown key"),
+        ("data.pth=x", "data.pth: unknown key; did you mean path"),
+        ("columns.0.depths=hello", "columns.0.depths: .*list, not 'hello'"),
+        ("columns.0.depths=[3, 3]", "columns.0: depths should increase"),
+        ("columns.0.depths=[1]", "columns.0.depths.0: .*greater than or equal to 2"),
+        ("columns.0.paper=[50.0]", "columns.0: paper should hold one value for each of the 2 depths"),
+        ("columns.0.train.n=true", "columns.0.train.n: should be 'all' or an integer"),
+        ("columns.0.train.n=0", "columns.0.train.n"),
+        ("columns.0.train.draws=1.5", "columns.0.train.draws: .*integer"),
+        ("columns.0.ridge=-1", "columns.0.ridge: .*greater than or equal to 0"),
+        ("columns.0.ridge=.nan", "columns.0.ridge"),
+        ("columns.0.test=nowhere", "columns.0.test.from"),
+        ("columns.0.model=svm", "columns.0: .*'svm'"),
+        ("columns.1.depths=[2]", "columns.1: at depth 2 .* nothing is trained"),
+        ("columns.2.train_last=true", "columns.2: the NNGP kernel"),
+        ("columns.*.name=same", "two columns are called same"),
+        ("columns=[]", "columns: .*at least 1"),
+        ("data.dataset=mnist", "data: .*'mnist'"),
+        ("gram.tile=0", "gram.tile: should be 'auto' or an integer"),
+        ("order.seed=-1", "order.seed"),
+        ("name=../up", "name: "),
+        ("columns.7.ridge=1", "7 is not one of the items 0 to 2"),
+        ("nonsense", "should be KEY=VALUE"),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_key_on_one_line(config_path: Path, assignment: str, words: str):
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_config(str(config_path), [assignment])
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "is empty"),
+        ("- 1", "should be a mapping"),
+        ("a: [", "not YAML at line"),
+        ("name: x", "data: Field required"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str, words: str):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_config(str(path))
+
+
+def test_a_missing_config_names_the_bundled_ones():
+    with pytest.raises(ConfigError, match=r"did you mean digits.*cifar10"):
+        load_config("digit")
+    with pytest.raises(ConfigError, match="cannot read config"):
+        load_config("/")
+
+
+def test_overrides_reach_lists_and_nested_keys(config_path: Path):
+    config = load_config(str(config_path), ["columns.*.depths=[5]", "columns.0.ridge=5e-5", "columns.0.test.n=7"])
+    assert [c.depths for c in config.columns] == [(5,)] * 3
+    assert config.columns[0].ridge == 5e-5
+    assert (config.columns[0].test.source, config.columns[0].test.n) == ("both", 7)
+
+
+def test_the_resolved_config_loads_to_itself(config_path: Path, tmp_path: Path):
+    config = load_config(str(config_path))
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(config.resolved()))
+    assert load_config(str(again)).resolved() == config.resolved()
+    assert isinstance(config, Config)
+
+
+def test_fingerprints_ignore_key_order_and_nothing_else():
+    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})

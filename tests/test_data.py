@@ -1,0 +1,130 @@
+"""Data sets: what is loaded, and that whatever is wrong with an archive is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config import Cifar10, Digits, Npz
+from pipeline.data import download, load_dataset, normalisation, normalise
+from pipeline.errors import DataError
+from tests.conftest import digit_arrays
+
+
+def load(path: Path):
+    return load_dataset(Npz(dataset="npz", path=path))
+
+
+def test_digits_are_the_first_1000_and_the_last_797():
+    data = load_dataset(Digits(dataset="digits"))
+    assert data.x_train.shape == (1000, 8, 8, 1)
+    assert data.x_test.shape == (797, 8, 8, 1)
+    assert (data.x_train.min(), data.x_train.max()) == (0, 1)
+    assert len(data.classes) == 10
+
+
+def test_normalised_training_images_have_mean_0_and_deviation_1():
+    x = np.random.default_rng(0).integers(0, 256, (50, 4, 5, 3)).astype(np.uint8)
+    mean, std = normalisation(x)
+    z = normalise(x, mean, std).double()
+    assert z.shape == (50, 3, 4, 5)
+    np.testing.assert_allclose(z.mean((0, 2, 3)), 0, atol=1e-7)
+    np.testing.assert_allclose(z.std((0, 2, 3), correction=0), 1, atol=1e-7)
+    np.testing.assert_allclose(mean, x.reshape(-1, 3).mean(0) / 255, rtol=1e-12)
+
+
+def test_float_and_byte_images_normalise_alike():
+    x = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 1)).astype(np.uint8)
+    as_float = x / 255
+    np.testing.assert_allclose(
+        normalise(x, *normalisation(x)), normalise(as_float, *normalisation(as_float)), atol=1e-6
+    )
+
+
+def test_keras_style_arrays_are_taken(tmp_path: Path):
+    arrays = digit_arrays(20, 10)
+    arrays["x_train"], arrays["x_test"] = arrays["x_train"][..., 0], arrays["x_test"][..., 0]
+    arrays["y_train"], arrays["y_test"] = arrays["y_train"][:, None], arrays["y_test"][:, None]
+    np.savez(tmp_path / "keras.npz", **arrays)
+    data = load(tmp_path / "keras.npz")
+    assert data.x_train.shape == (20, 8, 8, 1)
+    assert data.y_train.shape == (20,)
+
+
+def test_labels_may_be_any_integers(tmp_path: Path):
+    arrays = digit_arrays(40, 10)
+    arrays["y_train"], arrays["y_test"] = arrays["y_train"] * 7 - 3, arrays["y_test"] * 7 - 3
+    np.savez(tmp_path / "labels.npz", **arrays)
+    data = load(tmp_path / "labels.npz")
+    assert set(data.y_train) == set(range(10))
+    assert data.classes[1] == "4"
+
+
+def spoil(key: str, change):
+    def apply(arrays: dict) -> dict:
+        return {**arrays, key: change(arrays[key])}
+
+    return apply
+
+
+def nan_pixel(x: np.ndarray) -> np.ndarray:
+    x = x / 255.0
+    x[3, 2, 2] = np.nan
+    return x
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda a: {k: v for k, v in a.items() if k != "y_test"}, "no array y_test"),
+        (spoil("x_train", lambda x: x[:0]), "x_train should hold images"),
+        (spoil("x_train", lambda x: x.reshape(len(x), -1)), "x_train should hold images"),
+        (spoil("x_train", nan_pixel), "x_train: image 3 holds NaN"),
+        (spoil("x_train", lambda x: x.astype(float)), r"x_train should lie in \[0, 1\]"),
+        (spoil("x_train", lambda x: x.astype(np.int32)), "x_train should be uint8"),
+        (spoil("x_test", lambda x: x[:, :4]), "they should be alike"),
+        (spoil("y_train", lambda y: y[:-1]), "y_train holds 59 labels for 60 images"),
+        (spoil("y_train", lambda y: y.astype(float)), "y_train should hold one integer class"),
+        (spoil("y_train", lambda y: y * 0), "only class 0"),
+        (spoil("y_test", lambda y: y + 100), "y_test holds class 10"),
+        (spoil("x_train", lambda x: x.astype(object)), "pickled"),
+    ],
+)
+def test_what_is_wrong_with_an_archive_is_named(tmp_path: Path, change, words: str):
+    np.savez(tmp_path / "bad.npz", **change(digit_arrays(60, 30)))
+    with pytest.raises(DataError, match=words):
+        load(tmp_path / "bad.npz")
+
+
+def test_missing_truncated_and_foreign_files_are_named(tmp_path: Path, npz: Path):
+    with pytest.raises(DataError, match="no file"):
+        load(tmp_path / "nowhere.npz")
+    whole = npz.read_bytes()
+    for k, content in enumerate([whole[: len(whole) // 2], b"", b"hello", whole[:200] + b"\xff" * 50 + whole[250:]]):
+        path = tmp_path / f"damaged{k}.npz"
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="damaged"):
+            load(path)
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    with pytest.raises(DataError, match="damaged or not an npz"):
+        load(tmp_path / "single.npy")
+
+
+def test_a_constant_channel_is_refused_by_name():
+    x = np.random.default_rng(0).random((9, 3, 3, 2))
+    x[..., 1] = 0.25
+    with pytest.raises(DataError, match="channel 1 is constant"):
+        normalisation(x)
+
+
+def test_cifar10_without_files_or_network_says_what_to_do(tmp_path: Path, monkeypatch):
+    spec = Cifar10(dataset="cifar10", root=tmp_path)
+    with pytest.raises(DataError, match="ntk download"):
+        load_dataset(spec)
+
+    def no_network(*args, **kwargs):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(DataError, match=r"check the network, or put cifar-10-python\.tar\.gz there"):
+        download(spec)

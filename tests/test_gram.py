@@ -1,0 +1,189 @@
+"""compute-gram: any tiling, order, interruption or number of processes gives the same values, and no tile twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import gram
+from pipeline.config import load_config
+from pipeline.draws import draw, load_images
+from pipeline.errors import ConfigError, Incomplete, StoreError
+from pipeline.kernels import cntk
+
+CPU = torch.device("cpu")
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def computed(config_path: Path, folder: Path, *overrides: str, **options):
+    config = load_config(str(config_path), list(overrides))
+    images = load_images(config)
+    gram.compute(config, images, folder, CPU, say=quiet, **options)
+    return config, images
+
+
+def blocks(config, images, folder: Path) -> dict[str, np.ndarray]:
+    """Everything the columns read."""
+    out = {}
+    for job in gram.plan(config, images, CPU):
+        store = gram.require(job, folder)
+        for name, column in zip(config.column_names, config.columns, strict=True):
+            if name in job.columns:
+                for k in range(column.train.draws):
+                    d = draw(images, column, name, k)
+                    for depth in column.depths:
+                        rows = np.concatenate([d.train, d.test])
+                        out[f"{name}/{k}/{depth}"] = store.read(column.kernel, depth, rows, d.train)
+    return out
+
+
+def test_the_store_holds_the_kernel_of_the_images(config_path: Path, tmp_path: Path):
+    config, images = computed(config_path, tmp_path / "run", "gram.dtype=float64")
+    for key, k in blocks(config, images, tmp_path / "run").items():
+        name, draw_number, depth = key.split("/")
+        column = config.columns[config.column_names.index(name)]
+        d = draw(images, column, name, int(draw_number))
+        x = images.x[np.concatenate([d.train, d.test])]
+        truth = cntk(x, images.x[d.train], depths=(int(depth),), readouts=(column.kernel,), dtype=torch.float64)
+        np.testing.assert_allclose(k, truth[0, 0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("tile", [5, 16, 90])
+def test_tile_size_does_not_matter(config_path: Path, tmp_path: Path, tile: int):
+    one = blocks(*computed(config_path, tmp_path / "a", "gram.dtype=float64"), tmp_path / "a")
+    other = blocks(*computed(config_path, tmp_path / "b", "gram.dtype=float64", f"gram.tile={tile}"), tmp_path / "b")
+    for key in one:
+        np.testing.assert_allclose(other[key], one[key], rtol=1e-13)
+
+
+def test_one_store_a_family_and_the_nngp_rides_along(config_path: Path):
+    config = load_config(str(config_path))
+    jobs = gram.plan(config, load_images(config), CPU)
+    assert [(j.job.family, j.job.readouts, j.job.depths) for j in jobs] == [
+        ("vanilla", ("vanilla",), (3, 4)),
+        ("gap", ("gap", "gap-nngp"), (2, 3, 4)),
+    ]
+
+
+def test_a_second_run_computes_nothing(config_path: Path, tmp_path: Path, monkeypatch):
+    computed(config_path, tmp_path / "run")
+    monkeypatch.setattr(gram, "cntk_pass", None)
+    computed(config_path, tmp_path / "run")
+
+
+def test_only_missing_tiles_are_computed_again_with_the_same_bits(config_path: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    config, images = computed(config_path, folder)
+    before = blocks(config, images, folder)
+    chunks = sorted(folder.glob("gram-*/*/c/0/*/*"))
+    kept = {p: p.stat().st_mtime_ns for p in chunks[::2]}
+    for path in chunks[1::2]:
+        path.unlink()
+    with pytest.raises(Incomplete, match="tiles are missing"):
+        blocks(config, images, folder)
+    computed(config_path, folder)
+    after = blocks(config, images, folder)
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+    families = {p.parts[-5] for p in chunks}
+    assert families
+    assert sum(p.stat().st_mtime_ns == t for p, t in kept.items()) >= len(kept) // 2
+
+
+def test_shards_share_the_work_and_leave_the_rest(config_path: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    config, images = computed(config_path, folder, shard=(1, 2))
+    left = [gram.missing_tiles(job, folder) for job in gram.plan(config, images, CPU)]
+    assert all(0 < missing < needed for missing, needed in left)
+    while any(missing for missing, _ in left):
+        computed(config_path, folder, shard=(1, 2))
+        computed(config_path, folder, shard=(2, 2))
+        left = [gram.missing_tiles(job, folder) for job in gram.plan(config, images, CPU)]
+    whole = blocks(*computed(config_path, tmp_path / "whole"), tmp_path / "whole")
+    assert all(np.array_equal(whole[key], k) for key, k in blocks(config, images, folder).items())
+
+
+def test_a_changed_config_opens_a_new_store_and_names_the_old(config_path: Path, tmp_path: Path):
+    folder, said = tmp_path / "run", []
+    computed(config_path, folder)
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("gram-*/*/c/0/*/*")}
+    config = load_config(str(config_path), ["order.seed=1"])
+    gram.compute(config, load_images(config), folder, CPU, say=said.append)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert any("was computed with another images and is left as it is" in line for line in said)
+
+
+def test_a_cnns_learning_rate_recomputes_no_tile(config_path: Path, tmp_path: Path):
+    import yaml
+
+    tree = yaml.safe_load(config_path.read_text())
+    tree["columns"].append({"model": "cnn", "readout": "gap", "depths": [3], "train": {"n": 20}})
+    config_path.write_text(yaml.safe_dump(tree))
+    jobs = []
+    for lr in ("0.1", "0.2"):
+        config = load_config(str(config_path), [f"columns.3.lr=[{lr}]"])
+        jobs.append([job.fields for job in gram.plan(config, load_images(config), CPU)])
+    assert jobs[0] == jobs[1]
+
+
+def test_a_damaged_tile_is_set_aside_and_computed_anew(config_path: Path, tmp_path: Path):
+    folder, said = tmp_path / "run", []
+    config, images = computed(config_path, folder)
+    before = blocks(config, images, folder)
+    victim = next(iter(sorted(folder.glob("gram-*/vanilla/c/0/1/0"))))
+    content = bytearray(victim.read_bytes())
+    content[9] ^= 4
+    victim.write_bytes(content)
+    with pytest.raises(StoreError, match=r"tile \(1, 0\) of vanilla is damaged"):
+        blocks(config, images, folder)
+    gram.compute(config, images, folder, CPU, repair=True, say=said.append)
+    assert any("tile (1, 0) is damaged" in line for line in said)
+    after = blocks(config, images, folder)
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+def test_an_unfit_backend_is_a_config_error(config_path: Path, monkeypatch):
+    def unfit(*args):
+        raise ValueError("needs a compiler")
+
+    monkeypatch.setattr(gram, "resolve_backend", unfit)
+    config = load_config(str(config_path))
+    with pytest.raises(ConfigError, match=r"gram\.backend: needs a compiler"):
+        gram.plan(config, load_images(config), CPU)
+
+
+def command(config_path: Path, folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "cli.main", "compute-gram", str(config_path), "--runs", str(folder), *more]
+
+
+def test_killed_anywhere_and_run_again_gives_the_same_bits(config_path: Path, tmp_path: Path):
+    """kill -9 while tiles are being written, twice; two processes finish the rest together."""
+    slow = ["--set", "gram.tile=4", "--set", "columns.*.depths=[3, 21]"]
+    runs = tmp_path / "runs"
+    for _ in range(2):
+        process = subprocess.Popen(command(config_path, runs, *slow), stderr=subprocess.DEVNULL)
+        have = len(list(runs.glob("tiny/gram-*/*/c/0/*/*")))
+        deadline = time.monotonic() + 60
+        while len(list(runs.glob("tiny/gram-*/*/c/0/*/*"))) < have + 3 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    done = {p: p.stat().st_mtime_ns for p in runs.glob("tiny/gram-*/*/c/0/*/*") if p.name.isdigit()}
+    assert len(done) >= 6
+    both = [subprocess.Popen(command(config_path, runs, *slow), stderr=subprocess.PIPE) for _ in range(2)]
+    assert [(p.wait(), p.stderr.read())[0] for p in both] == [0, 0]
+    assert {p: p.stat().st_mtime_ns for p in done} == done
+    assert not list(runs.glob("tiny/gram-*/*/c/0/*/*.partial"))
+    overrides = slow[1::2]
+    fresh = blocks(*computed(config_path, tmp_path / "fresh", *overrides), tmp_path / "fresh")
+    config = load_config(str(config_path), overrides)
+    resumed = blocks(config, load_images(config), runs / "tiny")
+    assert all(np.array_equal(fresh[key], resumed[key]) for key in fresh)
