@@ -242,7 +242,7 @@ def bundled() -> dict[str, Path]:
     """The configs that come with the package, by name."""
     here = Path(__file__).parent
     folder = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {stem: folder / f"{stem}.yaml" for stem in sorted(path.stem for path in folder.glob("*.yaml"))}
 
 
 def _read(config: str) -> tuple[Any, str]:

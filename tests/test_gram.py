@@ -93,9 +93,9 @@ def test_only_missing_tiles_are_computed_again_with_the_same_bits(config_path: P
     computed(config_path, folder)
     after = blocks(config, images, folder)
     assert all(np.array_equal(before[key], after[key]) for key in before)
-    families = {p.parts[-5] for p in chunks}
-    assert families
-    assert sum(p.stat().st_mtime_ns == t for p, t in kept.items()) >= len(kept) // 2
+    # The pooled store's tiles hold two readouts each: one that lost either is computed anew.
+    vanilla = {p: t for p, t in kept.items() if "vanilla" in p.parts}
+    assert {p: p.stat().st_mtime_ns for p in vanilla} == vanilla
 
 
 def test_shards_share_the_work_and_leave_the_rest(config_path: Path, tmp_path: Path):
@@ -164,23 +164,28 @@ def command(config_path: Path, folder: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "cli.main", "compute-gram", str(config_path), "--runs", str(folder), *more]
 
 
+def tiles_on_disk(runs: Path) -> dict[Path, int]:
+    """Finished chunks and when each was written."""
+    chunks = [p for p in runs.glob("tiny/gram-*/*/c/0/*/*") if p.name.isdigit()]
+    return {p: p.stat().st_mtime_ns for p in chunks}
+
+
 def test_killed_anywhere_and_run_again_gives_the_same_bits(config_path: Path, tmp_path: Path):
     """kill -9 while tiles are being written, twice; two processes finish the rest together."""
     slow = ["--set", "gram.tile=4", "--set", "columns.*.depths=[3, 21]"]
     runs = tmp_path / "runs"
     for _ in range(2):
         process = subprocess.Popen(command(config_path, runs, *slow), stderr=subprocess.DEVNULL)
-        have = len(list(runs.glob("tiny/gram-*/*/c/0/*/*")))
-        deadline = time.monotonic() + 60
-        while len(list(runs.glob("tiny/gram-*/*/c/0/*/*"))) < have + 3 and time.monotonic() < deadline:
+        enough, deadline = len(tiles_on_disk(runs)) + 3, time.monotonic() + 60
+        while len(tiles_on_disk(runs)) < enough and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    done = {p: p.stat().st_mtime_ns for p in runs.glob("tiny/gram-*/*/c/0/*/*") if p.name.isdigit()}
+    done = tiles_on_disk(runs)
     assert len(done) >= 6
     both = [subprocess.Popen(command(config_path, runs, *slow), stderr=subprocess.PIPE) for _ in range(2)]
     assert [(p.wait(), p.stderr.read())[0] for p in both] == [0, 0]
-    assert {p: p.stat().st_mtime_ns for p in done} == done
+    assert tiles_on_disk(runs).items() >= done.items()
     assert not list(runs.glob("tiny/gram-*/*/c/0/*/*.partial"))
     overrides = slow[1::2]
     fresh = blocks(*computed(config_path, tmp_path / "fresh", *overrides), tmp_path / "fresh")

@@ -1,0 +1,196 @@
+"""The commands as a user types them: the whole run, its resume, exit statuses, and one line for every bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.conftest import digit_arrays
+
+
+def ntk(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "cli.main", *arguments], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """Commands run in folders of their own, installed or not."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which `ntk run` on kernel columns has finished once."""
+    folder = tmp_path_factory.mktemp("finished")
+    np.savez(folder / "digits.npz", **digit_arrays(40, 20, side=4))
+    tree = {
+        "name": "tiny",
+        "data": {"dataset": "npz", "path": "digits.npz"},
+        "gram": {"backend": "reference", "tile": 10},
+        "columns": [
+            {"model": "cntk", "readout": "vanilla", "depths": [3], "train": {"n": 20, "draws": 2}},
+            {"model": "cntk", "readout": "gap", "depths": [3, 4], "paper": [70.47, 75.93]},
+        ],
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        done = ntk(folder, "run", "tiny.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "70.47" in done.stdout
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "work")
+    return tmp_path / "work"
+
+
+def test_a_run_writes_every_result(finished: Path):
+    names = {p.name for p in (finished / "results" / "tiny").iterdir()}
+    assert names == {
+        *("results.json", "provenance.json", "config.yaml", "table.md", "table.csv"),
+        *("accuracy.png", "gram.png", "report.html"),
+    }
+    found = json.loads((finished / "results" / "tiny" / "results.json").read_text())
+    assert len(found["records"]) == 3
+    assert found["missing"] == []
+
+
+def test_a_second_run_repeats_nothing_and_gives_the_same_bytes(folder: Path):
+    results = folder / "results" / "tiny"
+    before = {p.name: p.read_bytes() for p in results.iterdir()}
+    heavy = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("c/0/*/*")}
+    assert ntk(folder, "run", "tiny.yaml").returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in heavy} == heavy
+    for name in ("results.json", "table.md", "table.csv", "accuracy.png", "gram.png", "config.yaml"):
+        assert (results / name).read_bytes() == before[name]
+
+
+def test_a_fresh_run_elsewhere_gives_the_same_results(folder: Path):
+    options = ["--runs", "runs2", "--results", "results2"]
+    assert ntk(folder, "run", "tiny.yaml", *options).returncode == 0
+    one, two = (folder / r / "tiny" / "results.json" for r in ("results", "results2"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_status_says_what_is_missing(folder: Path):
+    done = ntk(folder, "status", "tiny.yaml")
+    assert (done.returncode, "3 done, 0 missing" in done.stdout) == (0, True)
+    next((folder / "runs" / "tiny").glob("gram-*/gap/c/0/1/0")).unlink()
+    shutil.rmtree(folder / "runs" / "tiny" / "solve")
+    left = ntk(folder, "status", "tiny.yaml")
+    assert left.returncode == 3
+    assert "run `ntk compute-gram` and `ntk solve`" in left.stdout
+
+
+def test_stages_out_of_order_exit_with_3(folder: Path):
+    shutil.rmtree(folder / "runs")
+    early = ntk(folder, "solve", "tiny.yaml")
+    assert early.returncode == 3
+    assert early.stderr.splitlines()[-1].startswith("error: ")
+    report = ntk(folder, "report", "tiny.yaml")
+    assert report.returncode == 0
+    assert "missing CNTK-V-20/3" in report.stdout
+
+
+def spoiled(tree: dict, folder: Path, **arrays) -> None:
+    np.savez(folder / "bad.npz", **{**digit_arrays(40, 20, side=4), **arrays})
+    tree["data"]["path"] = "bad.npz"
+
+
+def nan_images() -> np.ndarray:
+    x = digit_arrays(40, 20, side=4)["x_train"] / 255.0
+    x[5, 0, 0] = np.nan
+    return x
+
+
+BAD_CONFIGS = {
+    "unknown key": (lambda t, f: t.update(colums=[]), "colums: unknown key; did you mean columns"),
+    "wrong type": (lambda t, f: t["columns"][0].update(depths="three"), "columns.0.depths"),
+    "missing file": (lambda t, f: t["data"].update(path="nowhere.npz"), "nowhere.npz"),
+    "corrupt npz": (lambda t, f: (f / "digits.npz").write_bytes(b"PK\x03\x04 nonsense"), "damaged"),
+    "pickled array": (lambda t, f: spoiled(t, f, x_train=np.array([{}] * 40)), "pickled"),
+    "NaN pixels": (lambda t, f: spoiled(t, f, x_train=nan_images(), x_test=nan_images()[:20]), "image 5 holds NaN"),
+    "unknown dataset": (lambda t, f: t["data"].update(dataset="mnist"), "'mnist'"),
+    "train size": (lambda t, f: t["columns"][0].update(train={"n": 999}), "train.n is 999, but there are 40"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_a_bad_config_or_archive_ends_in_one_clear_line(folder: Path, case: str):
+    spoil, words = BAD_CONFIGS[case]
+    tree = yaml.safe_load((folder / "tiny.yaml").read_text())
+    spoil(tree, folder)
+    (folder / "bad.yaml").write_text(yaml.safe_dump(tree))
+    assert_one_line(ntk(folder, "run", "bad.yaml"), words)
+
+
+def assert_one_line(done: subprocess.CompletedProcess, words: str) -> None:
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors == done.stderr.splitlines()[-1:]
+    assert words in errors[0]
+
+
+def test_an_empty_config_and_an_unknown_device_too(folder: Path):
+    (folder / "empty.yaml").write_text("")
+    assert_one_line(ntk(folder, "run", "empty.yaml"), "is empty")
+    assert_one_line(ntk(folder, "run", "tiny.yaml", "--device", "cuda:99"), "no such device")
+    assert_one_line(ntk(folder, "run", "tiny.yaml", "--device", "gpu"), "no such device")
+    assert_one_line(ntk(folder, "run", "nowhere"), "bundled are")
+
+
+def test_a_flipped_byte_loses_nothing_good_and_is_mended(folder: Path):
+    results = (folder / "results" / "tiny" / "results.json").read_bytes()
+    shutil.rmtree(folder / "runs" / "tiny" / "solve")
+    (victim,) = (folder / "runs" / "tiny").glob("gram-*/gap/c/0/3/1")
+    content = bytearray(victim.read_bytes())
+    content[33] ^= 16
+    victim.write_bytes(content)
+    assert_one_line(ntk(folder, "run", "tiny.yaml"), "tile (3, 1) of gap is damaged")
+    assert "1 damaged" in ntk(folder, "status", "tiny.yaml").stdout
+    assert ntk(folder, "compute-gram", "tiny.yaml", "--repair").returncode == 0
+    assert ntk(folder, "run", "tiny.yaml").returncode == 0
+    assert (folder / "results" / "tiny" / "results.json").read_bytes() == results
+
+
+def test_a_store_edited_or_renamed_is_refused_by_field(folder: Path):
+    (store,) = [p.parent for p in (folder / "runs" / "tiny").glob("gram-*/gap")]
+    tree = json.loads((store / "zarr.json").read_text())
+    tree["attributes"]["fields"]["depths"] = [3, 5]
+    (store / "zarr.json").write_text(json.dumps(tree))
+    assert_one_line(ntk(folder, "compute-gram", "tiny.yaml"), "another depths")
+
+
+def test_a_folder_that_cannot_be_written_is_named(folder: Path):
+    (folder / "file").write_text("")
+    assert_one_line(ntk(folder, "run", "tiny.yaml", "--runs", "file"), "--runs file: is a file")
+    assert_one_line(ntk(folder, "run", "tiny.yaml", "--runs", "/proc/none"), "/proc/none")
+
+
+def test_usage_errors_exit_with_2(folder: Path):
+    assert ntk(folder, "compute-gram", "tiny.yaml", "--shard", "3/2").returncode == 2
+    assert ntk(folder, "fly").returncode == 2
+
+
+def test_help_needs_no_heavy_import_and_completion_knows_the_configs(folder: Path):
+    script = (
+        "import sys; sys.argv = ['ntk', '--help']; import cli.main as m\n"
+        "try: m.main()\n"
+        "finally: print(sorted({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
+    assert "compute-gram" in shown.stdout
+    assert shown.stdout.strip().endswith("[]")
+    from cli.main import _complete_config
+
+    assert _complete_config("cifar") == ["cifar10", "cifar10-2k"]

@@ -1,0 +1,86 @@
+"""Tables, figures and the page: pure functions of records."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from pipeline import report
+from pipeline.figures import accuracy_figure, gram_figure
+from pipeline.html import page
+
+PNG = b"\x89PNG\r\n"
+
+
+def record(column: str, depth: int, accuracy: float, **more) -> dict:
+    kernel = {"model": "cntk", "readout": "gap", "test_from": "test", "draws": 1, "ridge": 0.0, "indefinite": False}
+    return {
+        **kernel,
+        "column": column,
+        "depth": depth,
+        "accuracy": accuracy,
+        "standard_error": 0.5,
+        "n_train": 2000,
+        "n_test": 100,
+        "by_draw": [{"overlaps": False}],
+        **more,
+    }
+
+
+@pytest.fixture
+def results() -> dict:
+    return {
+        "name": "made",
+        "config": {"name": "made"},
+        "columns": [
+            {"name": "CNTK-GAP", "model": "cntk", "readout": "gap", "depths": [3, 4], "paper": [70.47, 75.93]},
+            {"name": "CNTK-V", "model": "cntk", "readout": "vanilla", "depths": [3], "paper": []},
+        ],
+        "records": [record("CNTK-GAP", 3, 70.123), record("CNTK-V", 3, 40.0, indefinite=True, readout="vanilla")],
+        "missing": [{"column": "CNTK-GAP", "depth": 4, "needs": "`ntk compute-gram` and `ntk solve`"}],
+    }
+
+
+def test_the_table_puts_ours_beside_the_papers(results: dict):
+    header, rows = report.grid(results)
+    assert header == ["depth", "CNTK-GAP", "CNTK-V"]
+    assert rows == [["3", "70.12 ± 0.50 (70.47)", "40.00 ± 0.50†"], ["4", "– (75.93)", ""]]
+
+
+def test_notes_say_what_is_marked_and_what_would_fill_a_gap(results: dict):
+    notes = "\n".join(report.notes(results))
+    assert "† the Gram matrix was not positive definite; solved by LU" in notes
+    assert "missing CNTK-GAP/4: run `ntk compute-gram` and `ntk solve`" in notes
+    assert "CNTK-GAP: 2000 training images, tested on 100." in notes
+    results["records"][0]["by_draw"][0]["overlaps"] = True
+    assert "‡ some draws share training images" in "\n".join(report.notes(results))
+
+
+def test_markdown_is_a_table_and_text_is_aligned(results: dict):
+    lines = report.markdown(results).splitlines()
+    assert lines[2] == "| depth | CNTK-GAP | CNTK-V |"
+    assert lines[3].count("---:") == 3
+    text = report.text(results).splitlines()
+    assert len({len(line) for line in text[:3]}) == 1
+
+
+def test_csv_has_a_line_a_cell(results: dict):
+    rows = list(csv.DictReader(io.StringIO(report.csv_table(results))))
+    assert [(r["column"], r["depth"], r["paper"]) for r in rows] == [("CNTK-GAP", "3", "70.47"), ("CNTK-V", "3", "")]
+
+
+def test_figures_are_png_and_the_same_for_the_same_records(results: dict):
+    assert accuracy_figure(results).startswith(PNG)
+    assert accuracy_figure(results) == accuracy_figure(results)
+    k = np.eye(6) + 0.1
+    assert gram_figure(k, np.array([0, 1, 0, 1, 1, 2]), ("a", "b", "c"), "title").startswith(PNG)
+
+
+def test_the_page_is_one_file_and_escapes_text(results: dict):
+    provenance = {"report": {"device": "<cpu>", "threads": 2, "versions": {"torch": "2"}}}
+    html = page(results, provenance, {"a < b": PNG})
+    assert "a &lt; b" in html
+    assert "&lt;cpu&gt;" in html
+    assert 'src="data:image/png;base64,' in html
+    assert "http" not in html
