@@ -107,6 +107,25 @@ def solve(
     stages.solve(stages.begin(config, overrides, runs, RESULTS, device))
 
 
+@app.command("train-cnn")
+def train_cnn(
+    config: ConfigName = "digits",
+    overrides: Overrides = None,
+    runs: Runs = RUNS,
+    device: Device = "auto",
+    only: Annotated[str | None, typer.Option(metavar="COLUMN[/DEPTH]", help="For instance CNN-GAP/21.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Only this learning rate of the config's list.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Only this seed, counted from 0.")] = None,
+) -> None:
+    """Train the finite networks: learning rates x seeds x depths, each run once, each with a checkpoint.
+
+    A learning rate that diverges ends its run at once and is reported, never averaged.
+    """
+    from cli import stages
+
+    stages.train_cnn(stages.begin(config, overrides, runs, RESULTS, device), only, lr, seed)
+
+
 @app.command()
 def report(
     config: ConfigName = "digits",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import gram
+from pipeline import gram, sweep
 from pipeline import report as tables
 from pipeline import results as records
 from pipeline import solve as solving
@@ -58,6 +58,7 @@ def run(session: Session) -> None:
     download(session)
     compute_gram(session)
     solve(session)
+    train_cnn(session)
     report(session)
 
 
@@ -91,6 +92,19 @@ def solve(session: Session) -> None:
         facts = {"cells": solved, "seconds": round(time.perf_counter() - start, 2)}
         records.add_provenance(work.run, "solve", session.device, facts)
     say(f"solve: {solved} cells solved, the others were done")
+
+
+def train_cnn(session: Session, only: str | None = None, lr: float | None = None, seed: int | None = None) -> None:
+    """The CNN columns' runs."""
+    work = session.workspace
+    chosen = sweep.Only.parse(only, lr, seed, work.config) if (only, lr, seed) != (None, None, None) else sweep.Only()
+    work.save_config()
+    start = time.perf_counter()
+    trained = sweep.train_all(work.config, session.images, work.run, session.device, chosen, say)
+    if trained:
+        facts = {"runs": trained, "seconds": round(time.perf_counter() - start, 2)}
+        records.add_provenance(work.run, "train-cnn", session.device, facts)
+    say(f"train-cnn: {trained} runs trained, the others were done")
 
 
 def report(session: Session) -> None:
@@ -159,6 +173,6 @@ def status(session: Session, verify: bool) -> None:
     found = records.collect(work.config, images, work.run, session.device)["results"]
     print(f"cells: {len(found['records'])} done, {len(found['missing'])} missing")
     for cell in found["missing"]:
-        print(f"  {cell['column']} at depth {cell['depth']}: run {cell['needs']}")
+        print(f"  {cell['column']} at depth {cell['depth']}: {cell['needs']}")
     if missing or damaged or found["missing"]:
         raise Incomplete(f"{work.config.name} is not finished: `ntk run {work.config.name}` goes on where it stopped")

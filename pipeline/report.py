@@ -45,7 +45,7 @@ def marks(record: dict[str, Any]) -> str:
     """What a reader must know about a cell, as footnote marks."""
     out = INDEFINITE if record.get("indefinite") else ""
     out += OVERLAP if any(d["overlaps"] for d in record.get("by_draw", [])) else ""
-    return out + (TEST_RULE if "test" in str(record.get("lr_rule", "")) else "")
+    return out + (TEST_RULE if record.get("lr_rule") == "test" else "")
 
 
 def spread(record: dict[str, Any]) -> str:
@@ -86,14 +86,15 @@ def notes(results: dict[str, Any]) -> list[str]:
     if TEST_RULE in everything:
         lines.append(f"{TEST_RULE} the learning rate was chosen on the test images, as in the paper.")
     lines += [
-        f"{r['column']} at depth {r['depth']}: diverged at lr {r['diverged']}."
+        f"{r['column']} at depth {r['depth']}: diverged, and left out, at lr {d['lr']:.3g} ({d['lr_share']:.2f} of the "
+        f"largest stable one), seed {d['seed']}."
         for r in results["records"]
-        if r.get("diverged")
+        for d in r.get("diverged", [])
     ]
     by_need: dict[str, list[str]] = {}
     for cell in results["missing"]:
         by_need.setdefault(cell["needs"], []).append(f"{cell['column']}/{cell['depth']}")
-    lines += [f"{MISSING} missing {', '.join(cells)}: run {need}." for need, cells in by_need.items()]
+    lines += [f"{MISSING} missing {', '.join(cells)}: {need}." for need, cells in by_need.items()]
     return lines
 
 

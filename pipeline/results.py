@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pipeline import sweep
 from pipeline.config import CnnColumn, Config, KernelColumn
 from pipeline.device import describe
 from pipeline.draws import OrderedImages
@@ -37,16 +38,17 @@ def collect(config: Config, images: OrderedImages, folder: Path, device: torch.d
     provenance: dict[str, Any] = {}
     kernel_cells = {(name, depth): job for name, _, depth, job in cells(config, images, device)}
     for name, column in zip(config.column_names, config.columns, strict=True):
-        found: dict[int, dict[str, Any]] = {}
         if isinstance(column, KernelColumn):
             found = _kernel_cells(name, column, images, folder, kernel_cells)
+            needs = dict.fromkeys(column.depths, "run `ntk compute-gram` and `ntk solve`")
+        else:
+            found, needs = _cnn_cells(name, column, images, folder)
         for depth in column.depths:
             if depth in found:
                 records.append(found[depth]["record"])
                 provenance[f"{name}/{depth}"] = found[depth]["provenance"]
             else:
-                command = "train-cnn" if isinstance(column, CnnColumn) else "compute-gram` and `ntk solve"
-                missing.append({"column": name, "depth": depth, "needs": f"`ntk {command}`"})
+                missing.append({"column": name, "depth": depth, "needs": needs[depth]})
     stages = {p.stem: read_json(p) for p in sorted((folder / "provenance").glob("*.json"))}
     return {
         "results": {
@@ -72,6 +74,19 @@ def _kernel_cells(
         if cell is not None:
             found[depth] = cell
     return found
+
+
+def _cnn_cells(
+    name: str, column: CnnColumn, images: OrderedImages, folder: Path
+) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+    found, needs = {}, {}
+    for depth in column.depths:
+        cell = sweep.Cell(name, column, depth, images, folder)
+        record = cell.record()
+        if record:
+            found[depth] = record
+        needs[depth] = cell.trouble() or "run `ntk train-cnn`"
+    return found, needs
 
 
 def write_results(collected: dict[str, Any], folder: Path) -> None:

@@ -1,0 +1,250 @@
+"""One training run of a finite network: SGD to the stop rule, with a checkpoint from which it goes on bit for bit."""
+
+import contextlib
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.cnn import CNN
+from pipeline.errors import StoreError
+from pipeline.files import write_atomic
+
+EVALUATE_AT_ONCE = 1024
+SECONDS_BETWEEN_CHECKPOINTS = 20.0
+STEPS_BETWEEN_CHECKS = 16
+# A mean loss this many times the initial one never comes back.
+DIVERGED = 100.0
+# Below this running accuracy (%) the whole training set cannot be fitted yet and is not measured.
+NEARLY_FITTED = 98.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run is: the network, its data being given, and how it is trained. See `pipeline.config.CnnColumn`."""
+
+    readout: str
+    depth: int
+    width: int
+    kappa: float
+    train_first: bool
+    train_last: bool
+    seed: int
+    lr: float
+    momentum: float
+    batch_size: int
+    epochs: int
+    settle: int
+    zero_output: bool
+    precision: str
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images (n, C, H, W), targets (n, classes) float32 and labels (n,) for training, images and labels for testing."""
+
+    x: Tensor
+    targets: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+
+def build(setting: Setting, images: Images) -> CNN:
+    """The run's network at initialisation, on the images' device."""
+    c, h, w = images.x.shape[1:]
+    net = CNN(
+        (c, h, w),
+        images.targets.shape[1],
+        depth=setting.depth,
+        width=setting.width,
+        readout=setting.readout,
+        train_first=setting.train_first,
+        train_last=setting.train_last,
+        kappa=setting.kappa,
+        seed=setting.seed,
+    )
+    return net.to(images.x.device).to(memory_format=torch.channels_last)
+
+
+@contextlib.contextmanager
+def _precision(name: str, device: torch.device) -> Iterator[Callable[[], Any]]:
+    """Yield the autocast context of a precision; TF32 only where it is asked for; repeatable cuDNN algorithms."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    deterministic = torch.backends.cudnn.deterministic
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    torch.backends.cudnn.deterministic = True
+    try:
+        if name == "bf16":
+            yield lambda: torch.autocast(device.type, torch.bfloat16)
+        else:
+            yield contextlib.nullcontext
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+        torch.backends.cudnn.deterministic = deterministic
+
+
+@torch.no_grad()
+def _outputs(net: nn.Module, x: Tensor, autocast: Callable[[], Any]) -> Tensor:
+    with autocast():
+        return torch.cat([net(part).float() for part in x.split(EVALUATE_AT_ONCE)])
+
+
+def _accuracy(outputs: Tensor, y: Tensor) -> float:
+    return 100 * float((outputs.argmax(1) == y).double().mean())
+
+
+def _batches(n: int, size: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
+    """The epoch's order: a function of (seed, epoch) alone, so that a resumed run draws the same batches."""
+    generator = torch.Generator().manual_seed((seed << 32) + epoch + 1)
+    return torch.randperm(n, generator=generator).split(size)
+
+
+class Run:
+    """A run in progress: network, optimiser and history, and how they go to and come from a checkpoint."""
+
+    def __init__(self, setting: Setting, images: Images, fields: dict[str, Any]):
+        self.setting, self.images, self.fields = setting, images, fields
+        self.net = build(setting, images)
+        weights = [w for w in self.net.parameters() if w.requires_grad]
+        self.optimiser = torch.optim.SGD(weights, lr=setting.lr, momentum=setting.momentum)
+        self.history: dict[str, list[float]] = {"loss": [], "train_accuracy": [], "test_accuracy": []}
+        self.fitted_at: int | None = None
+        self.diverged = False
+        self.seconds = 0.0
+        self.loss_limit = float("inf")
+        self.initial_train = self.initial_test = torch.zeros((), device=images.x.device)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history["loss"])
+
+    @property
+    def finished(self) -> bool:
+        """Diverged, `settle` epochs past 100 % training accuracy, or at the limit."""
+        s = self.setting
+        settled = self.fitted_at is not None and self.epoch >= self.fitted_at + s.settle
+        return self.diverged or settled or self.epoch >= s.epochs
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, whole or not at all."""
+        state = {
+            "fields": self.fields,
+            "net": self.net.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "history": self.history,
+            "fitted_at": self.fitted_at,
+            "diverged": self.diverged,
+            "seconds": self.seconds,
+        }
+        write_atomic(path, lambda file: torch.save(state, file))
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises StoreError if it is damaged or another run's, naming file and field."""
+        advice = f"{path}: delete it to train this run anew"
+        try:
+            state = torch.load(path, map_location=self.images.x.device, weights_only=True)
+            found = state["fields"]
+            for key in sorted({*found, *self.fields}):
+                if found.get(key) != self.fields.get(key):
+                    raise StoreError(f"{advice}: it is the checkpoint of a run with another {key}")
+            self.net.load_state_dict(state["net"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.history, self.fitted_at = state["history"], state["fitted_at"]
+            self.diverged, self.seconds = state["diverged"], state["seconds"]
+        except (OSError, RuntimeError, KeyError, EOFError, ValueError, AttributeError, pickle.UnpicklingError) as error:
+            raise StoreError(f"{advice}: the checkpoint is damaged ({type(error).__name__})") from error
+
+    def train_epoch(self, autocast: Callable[[], Any]) -> None:
+        """One epoch of SGD, then its line of history."""
+        images, s = self.images, self.setting
+        loss_sum = torch.zeros((), device=images.x.device)
+        right = torch.zeros((), device=images.x.device)
+        for step, batch in enumerate(_batches(len(images.x), s.batch_size, s.seed, self.epoch)):
+            batch = batch.to(images.x.device)
+            target = images.targets[batch]
+            if s.zero_output:
+                target = target + self.initial_train[batch]
+            with autocast():
+                outputs = self.net(images.x[batch])
+            loss = 0.5 * (outputs.float() - target).square().sum(1)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.mean().backward()
+            self.optimiser.step()
+            loss_sum += loss.detach().sum()
+            shown = outputs.detach() - self.initial_train[batch] if s.zero_output else outputs.detach()
+            right += (shown.argmax(1) == images.y[batch]).sum()
+            if step % STEPS_BETWEEN_CHECKS == 0 and not bool(loss_sum.isfinite()):
+                break
+        self._record(float(loss_sum) / len(images.x), 100 * float(right) / len(images.x), autocast)
+
+    def _record(self, loss: float, running: float, autocast: Callable[[], Any]) -> None:
+        if not loss <= self.loss_limit:
+            self.diverged = True
+            return
+        if running >= NEARLY_FITTED:
+            running = _accuracy(_outputs(self.net, self.images.x, autocast) - self.initial_train, self.images.y)
+            if running == 100.0 and self.fitted_at is None:
+                self.fitted_at = self.epoch + 1
+        test = _accuracy(_outputs(self.net, self.images.x_test, autocast) - self.initial_test, self.images.y_test)
+        for key, value in (("loss", loss), ("train_accuracy", running), ("test_accuracy", test)):
+            self.history[key].append(value)
+
+    def begin(self, autocast: Callable[[], Any]) -> None:
+        """What is measured at initialisation, resumed or not."""
+        fresh = build(self.setting, self.images)
+        at_start = _outputs(fresh, self.images.x, autocast)
+        if self.setting.zero_output:
+            self.initial_train = at_start
+            self.initial_test = _outputs(fresh, self.images.x_test, autocast)
+            at_start = at_start - self.initial_train
+        zero_function, start = (
+            0.5 * float((f - self.images.targets).square().sum(1).mean())
+            for f in (torch.zeros_like(at_start), at_start)
+        )
+        self.loss_limit = DIVERGED * max(zero_function, start)
+
+    def result(self) -> dict[str, Any]:
+        """Accuracy over the last `settle` epochs, and what led there; accuracy is None for a diverged run."""
+        last = self.history["test_accuracy"][-self.setting.settle :]
+        return {
+            "seed": self.setting.seed,
+            "lr": self.setting.lr,
+            "accuracy": None if self.diverged else sum(last) / len(last),
+            "train_accuracy": None if self.diverged else self.history["train_accuracy"][-1],
+            "epochs": self.epoch,
+            "fitted_at": self.fitted_at,
+            "diverged": self.diverged,
+            "history": self.history,
+        }
+
+
+def train(
+    setting: Setting, images: Images, fields: dict[str, Any], checkpoint: Path, on_epoch: Callable[[Run], None]
+) -> Run:
+    """Train to the stop rule, going on from `checkpoint` where there is one.
+
+    fields: what names the run; a checkpoint of other fields is refused (StoreError). Calls `on_epoch` after each
+    epoch. The same setting gives the same bits on the same device and thread count, interrupted or not.
+    """
+    run = Run(setting, images, fields)
+    if checkpoint.exists():
+        run.load(checkpoint)
+    with _precision(setting.precision, images.x.device) as autocast:
+        run.begin(autocast)
+        saved = time.monotonic()
+        while not run.finished:
+            start = time.perf_counter()
+            run.train_epoch(autocast)
+            run.seconds += time.perf_counter() - start
+            on_epoch(run)
+            if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                run.save(checkpoint)
+                saved = time.monotonic()
+    return run
