@@ -52,8 +52,10 @@ class CNN(nn.Module):
         self.kappa = kappa
 
     def forward(self, x: Tensor) -> Tensor:
-        u = F.conv2d(x, self.convolutions[0], padding=1)
-        for w in self.convolutions[1:]:
+        # Unpacked, not sliced: a slice of a ParameterList copies what torch.func puts in the weights' place.
+        first, *others = self.convolutions
+        u = F.conv2d(x, first, padding=1)
+        for w in others:
             # Scaling the small weights instead of the large activations is the same map at less traffic.
             u = F.conv2d(F.relu(u), self.scale * w, padding=1)
         last = (self.kappa * self.scale) * self.last

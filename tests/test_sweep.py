@@ -1,0 +1,146 @@
+"""train-cnn: which runs a cell needs, that none is trained twice, and what its record says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pipeline import sweep
+from pipeline.config import Config, load_config
+from pipeline.draws import OrderedImages, load_images
+from pipeline.errors import ConfigError, NtkError
+from pipeline.results import collect
+
+CPU = torch.device("cpu")
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+@pytest.fixture
+def cnn_config(tmp_path: Path, npz: Path) -> Path:
+    path = tmp_path / "cnn.yaml"
+    column = {
+        **{"model": "cnn", "readout": "gap", "depths": [3], "train": {"n": 30}, "test": {"from": "test", "n": 20}},
+        **{"width": 6, "seeds": 2, "epochs": 3, "settle": 2, "batch_size": 10, "lr": [0.25]},
+    }
+    tree = {"name": "nets", "data": {"dataset": "npz", "path": str(npz)}, "columns": [column]}
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def prepared(path: Path, *overrides: str) -> tuple[Config, OrderedImages]:
+    config = load_config(str(path), list(overrides))
+    return config, load_images(config)
+
+
+def runs_on_disk(folder: Path, part: str = "all") -> list[str]:
+    return sorted(p.name for p in (folder / "cnn").glob(f"*-{part}-s*.json"))
+
+
+def test_a_cell_is_the_mean_over_its_seeds(cnn_config: Path, tmp_path: Path):
+    config, images = prepared(cnn_config)
+    assert sweep.train_all(config, images, tmp_path, CPU, say=quiet) == 2
+    found = collect(config, images, tmp_path, CPU)
+    (record,) = found["results"]["records"]
+    assert record["accuracy"] == pytest.approx(np.mean([r["accuracy"] for r in record["runs"]]))
+    assert record["std"] == pytest.approx(np.std([r["accuracy"] for r in record["runs"]], ddof=1))
+    assert (record["seeds"], record["n_train"], record["n_test"]) == (2, 30, 20)
+    assert (record["lr_rule"], record["lr_share"]) == ("single", pytest.approx(0.25))
+    assert all(len(r["history"]["test_accuracy"]) == r["epochs"] for r in record["runs"])
+    (provenance,) = found["provenance"]["cells"].values()
+    assert all(run["images_per_second"] > 0 for run in provenance["runs"])
+
+
+def test_no_run_is_trained_twice_and_only_what_changed_anew(cnn_config: Path, tmp_path: Path):
+    config, images = prepared(cnn_config)
+    sweep.train_all(config, images, tmp_path, CPU, say=quiet)
+    assert sweep.train_all(config, images, tmp_path, CPU, say=quiet) == 0
+    more_seeds, _ = prepared(cnn_config, "columns.0.seeds=3")
+    assert sweep.train_all(more_seeds, images, tmp_path, CPU, say=quiet) == 1
+    other, _ = prepared(cnn_config, "columns.0.lr=[0.1]")
+    assert sweep.train_all(other, images, tmp_path, CPU, say=quiet) == 2
+
+
+def test_the_rate_is_chosen_on_held_out_training_images(cnn_config: Path, tmp_path: Path):
+    config, images = prepared(cnn_config, "columns.0.lr=[0.001, 0.25]", "columns.0.epochs=15", "columns.0.holdout=0.3")
+    assert sweep.train_all(config, images, tmp_path, CPU, say=quiet) == 2 + 2
+    assert len(runs_on_disk(tmp_path, "fit")) == 2
+    (cell,) = sweep.cells(config, images, tmp_path)
+    assert not set(cell.fit) & set(cell.held_out)
+    assert set(cell.fit) | set(cell.held_out) == set(cell.draw.train)
+    scores = {lr: cell.found(lr, 0, sweep.FIT)["result"]["accuracy"] for lr in (0.001, 0.25)}
+    record = cell.record()["record"]
+    assert record["lr_rule"] == "holdout"
+    assert record["lr_share"] == pytest.approx(max(scores, key=scores.get))
+
+
+def test_the_papers_rule_uses_every_run_and_is_marked(cnn_config: Path, tmp_path: Path):
+    config, images = prepared(cnn_config, "columns.0.lr=[0.01, 0.25]", "columns.0.select=test")
+    assert sweep.train_all(config, images, tmp_path, CPU, say=quiet) == 4
+    (cell,) = sweep.cells(config, images, tmp_path)
+    means = {lr: np.mean([cell.found(lr, s, sweep.ALL)["result"]["accuracy"] for s in range(2)]) for lr in (0.01, 0.25)}
+    record = cell.record()["record"]
+    assert record["lr_rule"] == "test"
+    assert record["accuracy"] == pytest.approx(max(means.values()))
+
+
+def test_a_diverging_rate_is_said_reported_and_averaged_into_nothing(cnn_config: Path, tmp_path: Path):
+    config, images = prepared(cnn_config, "columns.0.lr=[0.25, 1000.0]", "columns.0.holdout=0.3")
+    said: list[str] = []
+    sweep.train_all(config, images, tmp_path, CPU, say=said.append)
+    assert any("lr" in line and "diverged in epoch" in line for line in said)
+    (record,) = collect(config, images, tmp_path, CPU)["results"]["records"]
+    assert record["lr_share"] == pytest.approx(0.25)
+    assert [d["lr_share"] for d in record["diverged"]] == [pytest.approx(1000)]
+
+
+def test_where_every_rate_diverges_the_cell_says_so(cnn_config: Path, tmp_path: Path):
+    config, images = prepared(cnn_config, "columns.0.lr=[1.0e+4]")
+    said: list[str] = []
+    sweep.train_all(config, images, tmp_path, CPU, say=said.append)
+    found = collect(config, images, tmp_path, CPU)["results"]
+    assert found["records"] == []
+    assert "every run diverged" in found["missing"][0]["needs"]
+    assert any("every run diverged" in line for line in said)
+
+
+def test_absolute_rates_are_taken_as_they_are(cnn_config: Path, tmp_path: Path):
+    config, images = prepared(cnn_config, "columns.0.lr=[0.01]", "columns.0.lr_unit=absolute")
+    sweep.train_all(config, images, tmp_path, CPU, say=quiet)
+    assert collect(config, images, tmp_path, CPU)["results"]["records"][0]["lr"] == 0.01
+
+
+def test_only_the_runs_asked_for_are_trained(cnn_config: Path, tmp_path: Path):
+    config, images = prepared(cnn_config, "columns.0.depths=[3, 4]")
+    only = sweep.Only.parse("CNN-GAP-30/4", 0.25, 1, config)
+    assert sweep.train_all(config, images, tmp_path, CPU, only, quiet) == 1
+    (name,) = runs_on_disk(tmp_path)
+    assert name.startswith("CNN-GAP-30-L4-lr0.25-all-s1-")
+
+
+@pytest.mark.parametrize(
+    "only, lr, seed, words",
+    [
+        ("CNN-V", None, None, "no such CNN column; there is CNN-GAP-30"),
+        ("CNN-GAP-30/9", None, None, "no depth 9"),
+        (None, 7.0, None, "not among"),
+        (None, None, 5, "seeds run from 0 to 1"),
+    ],
+)
+def test_a_filter_that_fits_nothing_is_refused(cnn_config: Path, only, lr, seed, words: str):
+    with pytest.raises(ConfigError, match=words):
+        sweep.Only.parse(only, lr, seed, load_config(str(cnn_config)))
+
+
+def test_an_unwritable_folder_and_too_small_a_holdout_are_named(cnn_config: Path, tmp_path: Path):
+    config, images = prepared(cnn_config)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NtkError, match=r"cannot write .*file/cnn"):
+        sweep.train_all(config, images, tmp_path / "file", CPU, say=quiet)
+    config, images = prepared(cnn_config, "columns.0.lr=[0.1, 0.2]", "columns.0.holdout=0.001")
+    with pytest.raises(ConfigError, match="holdout"):
+        sweep.train_all(config, images, tmp_path, CPU, say=quiet)
