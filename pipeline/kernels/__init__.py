@@ -1,11 +1,14 @@
 """Kernels of infinitely wide networks, as pure functions of images: no files, data sets or tables."""
 
+import functools
+import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pipeline.kernels import reference
+from pipeline.kernels import fused, reference
+from pipeline.kernels.fused import cpu as fused_cpu
 from pipeline.kernels.passes import READOUTS, Pass, plan_passes
 
 __all__ = ["KERNEL_VERSION", "READOUTS", "Pass", "cntk", "cntk_pass", "resolve_backend"]
@@ -14,14 +17,42 @@ __all__ = ["KERNEL_VERSION", "READOUTS", "Pass", "cntk", "cntk_pass", "resolve_b
 KERNEL_VERSION = 1
 BACKENDS = ("auto", "reference", "fused")
 
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    log.warning("%s", line)
+
+
+def _why_not_fused(device: torch.device, dtype: torch.dtype, height: int, width: int) -> str | None:
+    if dtype != torch.float32:
+        return "the fused kernels compute in float32 only"
+    if not fused.covers(height, width):
+        largest = f"{fused.SHORT_SIDE} x {fused.LONG_SIDE}"
+        return f"the fused kernels cover images up to {largest} pixels, not {height} x {width}"
+    if device.type != "cpu":
+        return f"there are no fused kernels for device {device.type}"
+    return fused_cpu.unavailable()
+
 
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype, height: int, width: int) -> str:
-    """The backend that will run, with its device: "reference-cpu", "reference-cuda", ... Never "auto".
+    """The backend that will run, with its device: "reference-cpu", "fused-cpu", ... Never "auto".
 
-    Raises ValueError for a name that is not a backend.
+    "auto" is fused where it can run (compiling it at first use), else reference, and a warning is logged once that
+    says why. Raises ValueError for a name that is not a backend, and for "fused" where it cannot run.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    if backend != "reference":
+        reason = _why_not_fused(device, dtype, height, width)
+        if reason is None:
+            return f"fused-{device.type}"
+        if backend == "fused":
+            raise ValueError(f"backend fused cannot run: {reason}")
+        # float64 is asked for to have the reference's precision: nothing is lost that needs saying.
+        if dtype == torch.float32:
+            _say_once(f"computing with the slower reference kernels: {reason}")
     return f"reference-{device.type}"
 
 
@@ -37,6 +68,9 @@ def _checked(x: Tensor, name: str, device: torch.device) -> Tensor:
 
 def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, *, backend: str, dtype: torch.dtype) -> Tensor:
     """One pass on a resolved backend (see `resolve_backend`): (readouts, depths, n1, n2) in float64."""
+    if backend == "fused-cpu":
+        assert dtype == torch.float32
+        return fused_cpu.cntk_pass(x1, x2, job)
     return reference.cntk_pass(x1, x2, job, dtype)
 
 

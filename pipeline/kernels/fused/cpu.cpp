@@ -1,0 +1,489 @@
+// The CNTK on a CPU: a whole offset plane stays in L1 from the first layer to the last. See cpu.py for the interface.
+//
+// A row of a plane is LANES floats. Images narrower than LANES put several planes (global average pooling) or several
+// pairs (vanilla) side by side in it. `box` never mixes offsets, and planes are cyclic: pixel p of the first image meets
+// pixel (p + d) mod (H, W) of the second, and the box is cut where that wraps.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+static inline float root(float x) { return __builtin_sqrtf(x); }
+static inline double root(double x) { return __builtin_sqrt(x); }
+
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16;
+#elif defined(__AVX__)
+constexpr int WIDTH = 8;
+#else
+constexpr int WIDTH = 4;
+#endif
+typedef float vec __attribute__((vector_size(4 * WIDTH)));
+typedef float loose __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+
+static inline __attribute__((always_inline)) vec root(vec x) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX__)
+    return (vec)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE__)
+    return (vec)_mm_sqrt_ps((__m128)x);
+#else
+    for (int k = 0; k < WIDTH; k++) x[k] = __builtin_sqrtf(x[k]);
+    return x;
+#endif
+}
+
+#include "arithmetic.h"
+template <> struct Scalar<vec> { using type = float; };
+
+namespace {
+
+constexpr int LANES = 32, VECS = LANES / WIDTH;
+constexpr int MAX_ROWS = 64;
+constexpr int GUARD = 16;                // finite floats on either side of a plane's row
+constexpr int STRIDE = LANES + GUARD;    // the right guard of a row is the left guard of the next
+constexpr double PER_K = 1.0 / (9.0 * 3.14159265358979323846);
+// Correlations in (1 - NEAR_ONE, 1) are where float32 loses arccos; a vanilla pair with more than one in
+// NEAR_ONE_SHARE of its entries there is computed again in double.
+constexpr float NEAR_ONE = 1e-3f;
+constexpr int NEAR_ONE_SHARE = 256;
+
+inline __attribute__((always_inline)) vec load(const float* p) { return (vec) * (const loose*)p; }
+inline __attribute__((always_inline)) void store(float* p, vec x) { *(loose*)p = (loose)x; }
+
+struct Shape {
+    int channels, rows, columns, layers;
+    int packed() const { return LANES / columns; }                          // planes or pairs side by side
+    int groups() const { return (columns + packed() - 1) / packed(); }      // groups of d2 that fill the lanes
+    int rotated() const { return packed() == 1 ? 2 * LANES : groups() * LANES; }  // floats in a rotated row
+    size_t row_block() const { return (size_t)rows * LANES; }
+    size_t pixels() const { return (size_t)rows * columns; }
+    // Floats of one image: its pixels, then for each layer its deviations / (9 pi) or so, then their reciprocals.
+    size_t image_floats() const { return (size_t)(channels + 2 * layers) * row_block(); }
+};
+
+// sum over the 3 x 3 neighbourhood on the diagonal p = p', in double
+void box(const double* in, double* out, int rows, int columns) {
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < columns; j++) {
+            double sum = 0;
+            for (int a = std::max(0, i - 1); a <= std::min(rows - 1, i + 1); a++)
+                for (int b = std::max(0, j - 1); b <= std::min(columns - 1, j + 1); b++) sum += in[a * columns + b];
+            out[i * columns + j] = sum;
+        }
+}
+
+// sqrt(S_h(x, x)[p, p]) for every layer, (layers, pixels) in double: on the diagonal S_{h+1} = box(S_h / 9)
+std::vector<double> deviations(const float* x, const Shape& shape) {
+    const size_t n = shape.pixels();
+    std::vector<double> s(n), next(n), out(shape.layers * n);
+    for (size_t p = 0; p < n; p++) {
+        double sum = 0;
+        for (int c = 0; c < shape.channels; c++) sum += (double)x[c * n + p] * x[c * n + p];
+        s[p] = sum;
+    }
+    for (int h = 0; h < shape.layers; h++) {
+        box(s.data(), next.data(), shape.rows, shape.columns);
+        for (size_t p = 0; p < n; p++) out[h * n + p] = std::sqrt(next[p]), s[p] = next[p] / 9;
+    }
+    return out;
+}
+
+// A set of images as the loops read them. Each image is scaled by a power of two so that its largest patch norm is near
+// 1: no product then overflows or loses digits, and nothing is rounded.
+class Images {
+public:
+    // slots: 1 repeats each image `packed` times across the lanes; packed() puts that many images side by side
+    Images(const float* x, long count, const Shape& shape, int slots, int threads);
+    const float* lanes(long block) const { return lanes_.data() + block * shape.image_floats(); }
+    long blocks() const { return (count + slots_ - 1) / slots_; }
+    double scale(long i) const { return scale_[i]; }
+    // (channels, pixels) and (layers, 2, pixels) in double, made when first asked for
+    const double* exact(long i) const;
+    bool equal(long i, const Images& other, long j) const {
+        const size_t n = shape.channels * shape.pixels();
+        return !std::memcmp(x_ + i * n, other.x_ + j * n, n * sizeof(float));
+    }
+    const Shape shape;
+    const long count;
+
+private:
+    void fill(long i);
+    const float* x_;
+    const int slots_;
+    std::vector<float> lanes_;
+    std::vector<double> scale_;
+    mutable std::vector<std::vector<double>> exact_;
+    mutable std::unique_ptr<std::once_flag[]> once_;
+};
+
+// Run work(k) for k in 0 .. count - 1 on so many threads; which thread takes which k never changes a value.
+template <class Work> void parallel(long count, int threads, Work work) {
+    std::atomic<long> next{0};
+    auto loop = [&] {
+        for (long k; (k = next.fetch_add(1)) < count;) work(k);
+    };
+    std::vector<std::thread> others;
+    for (int t = 1; t < threads && t < count; t++) others.emplace_back(loop);
+    loop();
+    for (auto& thread : others) thread.join();
+}
+
+Images::Images(const float* x, long n, const Shape& s, int slots, int threads)
+    : shape(s), count(n), x_(x), slots_(slots), scale_(n), exact_(n), once_(new std::once_flag[n]) {
+    lanes_.assign(blocks() * shape.image_floats(), 0.f);
+    parallel(count, threads, [this](long i) { fill(i); });
+}
+
+void Images::fill(long i) {
+    const size_t n = shape.pixels(), row = shape.row_block();
+    const float* x = x_ + i * shape.channels * n;
+    const std::vector<double> d = deviations(x, shape);
+    const double largest = *std::max_element(d.begin(), d.begin() + n);
+    const double scale = largest > 0 ? std::exp2(-std::ilogb(largest)) : 1.0;
+    scale_[i] = 1 / scale;
+    float* out = lanes_.data() + (i / slots_) * shape.image_floats();
+    const int first = slots_ == 1 ? 0 : i % slots_, last = slots_ == 1 ? shape.packed() - 1 : first;
+    const double root_k = std::sqrt(PER_K);
+    for (int slot = first; slot <= last; slot++)
+        for (int r = 0; r < shape.rows; r++)
+            for (int c = 0; c < shape.columns; c++) {
+                const size_t from = r * shape.columns + c, to = r * LANES + slot * shape.columns + c;
+                for (int k = 0; k < shape.channels; k++) out[k * row + to] = (float)(x[k * n + from] * scale);
+                for (int h = 0; h < shape.layers; h++) {
+                    const double value = d[h * n + from] * scale;
+                    float* table = out + (shape.channels + 2 * h) * row;
+                    table[to] = (float)(value * root_k);
+                    table[row + to] = value > 0 ? (float)(1 / value) : 0.f;
+                }
+            }
+}
+
+const double* Images::exact(long i) const {
+    std::call_once(once_[i], [&] {
+        const size_t n = shape.pixels();
+        const float* x = x_ + i * shape.channels * n;
+        const std::vector<double> d = deviations(x, shape);
+        std::vector<double>& out = exact_[i];
+        out.resize((shape.channels + 2 * shape.layers) * n);
+        for (size_t k = 0; k < shape.channels * n; k++) out[k] = x[k] / scale_[i];
+        for (int h = 0; h < shape.layers; h++)
+            for (size_t p = 0; p < n; p++) {
+                const double value = d[h * n + p] / scale_[i];
+                double* table = out.data() + (shape.channels + 2 * h) * n;
+                table[p] = value * std::sqrt(PER_K), table[n + p] = value > 0 ? 1 / value : 0;
+            }
+    });
+    return exact_[i].data();
+}
+
+// What to compute: which layers are read out, and whether T_0 = S_0, the NTK and the NNGP are wanted.
+struct Job {
+    int layers;
+    const uint8_t* read;
+    bool train_first, ntk;
+};
+
+// The zero offset of one pair in double: out[2 h] = sum R, out[2 h + 1] = sum K after layer h. For equal images lam = 1.
+void zero_offset(const Images& a, long i, const Images& b, long j, const Job& job, double* out) {
+    const Shape& shape = a.shape;
+    const int rows = shape.rows, columns = shape.columns, stride = columns + 2;
+    const size_t n = shape.pixels();
+    const double *x = a.exact(i), *y = b.exact(j);
+    const bool equal = a.equal(i, b, j);
+    // s, t: what `box` has yet to sum, with an empty border; across: sums of three along a row
+    std::vector<double> s((rows + 2) * stride), t(s.size()), across_s(s.size()), across_t(s.size());
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < columns; c++) {
+            double sum = 0;
+            for (int k = 0; k < shape.channels; k++) sum += x[k * n + r * columns + c] * y[k * n + r * columns + c];
+            s[(r + 1) * stride + c + 1] = sum;
+        }
+    if (job.train_first) t = s;
+    for (int h = 0; h < job.layers; h++) {
+        const double *dx = x + (shape.channels + 2 * h) * n, *dy = y + (shape.channels + 2 * h) * n;
+        for (int r = 1; r <= rows; r++)
+            for (int c = 1; c <= columns; c++) {
+                const size_t p = r * stride + c;
+                across_s[p] = s[p - 1] + s[p] + s[p + 1], across_t[p] = t[p - 1] + t[p] + t[p + 1];
+            }
+        double sum_r = 0, sum_k = 0;
+        for (int r = 1; r <= rows; r++)
+            for (int c = 1; c <= columns; c++) {
+                const size_t p = r * stride + c, q = (r - 1) * columns + c - 1;
+                const double inverse = dx[n + q] * dy[n + q];
+                double S = across_s[p - stride] + across_s[p] + across_s[p + stride], K, R, lam;
+                const double T = across_t[p - stride] + across_t[p] + across_t[p + stride];
+                if (equal && inverse > 0) S = 1 / inverse;
+                relu_layer<true, true>(S, T, inverse, dx[q] * dy[q], K, R, lam);
+                s[p] = K, t[p] = R, sum_k += K, sum_r += R;
+            }
+        out[2 * h] = sum_r, out[2 * h + 1] = sum_k;
+    }
+}
+
+struct alignas(64) Plane {
+    float s[MAX_ROWS * STRIDE + 2 * GUARD], t[MAX_ROWS * STRIDE + 2 * GUARD];
+    Plane() { std::memset(this, 0, sizeof *this); }
+    float* S(int row) { return s + GUARD + row * STRIDE; }
+    float* T(int row) { return t + GUARD + row * STRIDE; }
+};
+
+// Where the box is cut to the left and right of each lane: at the image's edge, and at the seam, where p' wraps.
+struct alignas(64) Cut {
+    float left[LANES], right[LANES];
+    Cut(const Shape& shape, int group, bool cyclic) {
+        for (int lane = 0; lane < LANES; lane++) {
+            const int w = shape.columns, slot = lane / w, j = lane % w;
+            const int d2 = cyclic ? group * shape.packed() + slot : 0;
+            const bool used = slot < shape.packed() && d2 < w;
+            left[lane] = used && j != 0 && j != w - d2;
+            right[lane] = used && j != w - 1 && j != w - 1 - d2;
+        }
+    }
+};
+
+// What a layer leaves for its readout: sums over rows, a float a lane.
+struct alignas(64) Sums {
+    float r[LANES], k[LANES], near[LANES];
+};
+
+inline __attribute__((always_inline)) void across(const float* row, const Cut& cut, vec* out) {
+    for (int v = 0; v < VECS; v++) {
+        const float* p = row + v * WIDTH;
+        out[v] = load(p) + load(p - 1) * load(cut.left + v * WIDTH) + load(p + 1) * load(cut.right + v * WIDTH);
+    }
+}
+
+// One layer of the plane of offset (d1, .) in place: box, ReLU, and the sums where READ. Rows of the second image's
+// tables are `stride2` floats long.
+template <bool FIRST, bool NTK, bool READ, bool COUNT>
+void layer(Plane& plane, const Cut& cut, int rows, int d1, const float* table1, const float* table2, size_t stride2,
+           Sums& sums) {
+    const float *inverse1 = table1 + (size_t)rows * LANES, *inverse2 = table2 + (size_t)rows * stride2;
+    vec above_s[VECS] = {}, above_t[VECS] = {}, here_s[VECS], here_t[VECS];
+    vec sum_r[VECS] = {}, sum_k[VECS] = {}, near[VECS] = {};
+    across(plane.S(0), cut, here_s);
+    if (NTK) across(plane.T(0), cut, here_t);
+    for (int i = 0; i < rows; i++) {
+        vec below_s[VECS] = {}, below_t[VECS] = {};
+        if (i + 1 < rows) {
+            across(plane.S(i + 1), cut, below_s);
+            if (NTK) across(plane.T(i + 1), cut, below_t);
+        }
+        const int i2 = i + d1 < rows ? i + d1 : i + d1 - rows;
+        const float up = i2 != 0, down = i2 != rows - 1;
+        for (int v = 0; v < VECS; v++) {
+            const size_t p1 = i * LANES + v * WIDTH, p2 = i2 * stride2 + v * WIDTH;
+            const vec s = here_s[v] + above_s[v] * up + below_s[v] * down;
+            vec t = {}, k, r, lam;
+            if (NTK) t = here_t[v] + above_t[v] * up + below_t[v] * down;
+            relu_layer<FIRST, NTK>(s, t, load(inverse1 + p1) * load(inverse2 + p2), load(table1 + p1) * load(table2 + p2),
+                                   k, r, lam);
+            store(plane.S(i) + v * WIDTH, k);
+            if (NTK) store(plane.T(i) + v * WIDTH, r);
+            if (READ) sum_r[v] += r, sum_k[v] += k;
+            if (COUNT) near[v] += lam > 1.f - NEAR_ONE && lam < 1.f ? vec{} + 1.f : vec{};
+            above_s[v] = here_s[v], here_s[v] = below_s[v];
+            if (NTK) above_t[v] = here_t[v], here_t[v] = below_t[v];
+        }
+    }
+    for (int v = 0; v < VECS; v++) {
+        if (READ) store(sums.r + v * WIDTH, sum_r[v]), store(sums.k + v * WIDTH, sum_k[v]);
+        if (COUNT) store(sums.near + v * WIDTH, near[v]);
+    }
+}
+
+template <bool NTK, bool COUNT>
+void any_layer(bool first, bool read, Plane& plane, const Cut& cut, int rows, int d1, const float* table1,
+               const float* table2, size_t stride2, Sums& sums) {
+    if (first && read) layer<true, NTK, true, COUNT>(plane, cut, rows, d1, table1, table2, stride2, sums);
+    else if (first) layer<true, NTK, false, COUNT>(plane, cut, rows, d1, table1, table2, stride2, sums);
+    else if (read) layer<false, NTK, true, COUNT>(plane, cut, rows, d1, table1, table2, stride2, sums);
+    else layer<false, NTK, false, COUNT>(plane, cut, rows, d1, table1, table2, stride2, sums);
+}
+
+// All layers of one plane. x1, x2: an image block each, its channels, then its tables. end(h, sums) after each layer.
+template <bool COUNT, class End>
+void run_plane(Plane& plane, const Cut& cut, const Shape& shape, int d1, const float* x1, const float* x2,
+               size_t stride2, const Job& job, End end) {
+    const size_t block1 = shape.row_block(), block2 = (size_t)shape.rows * stride2;
+    for (int i = 0; i < shape.rows; i++) {
+        const int i2 = i + d1 < shape.rows ? i + d1 : i + d1 - shape.rows;
+        for (int v = 0; v < VECS; v++) {
+            vec s = {};
+            for (int c = 0; c < shape.channels; c++)
+                s += load(x1 + c * block1 + i * LANES + v * WIDTH) * load(x2 + c * block2 + i2 * stride2 + v * WIDTH);
+            store(plane.S(i) + v * WIDTH, s);
+            store(plane.T(i) + v * WIDTH, job.train_first ? s : vec{});
+        }
+    }
+    Sums sums;
+    for (int h = 0; h < job.layers; h++) {
+        const float* table1 = x1 + (shape.channels + 2 * h) * block1;
+        const float* table2 = x2 + (shape.channels + 2 * h) * block2;
+        if (job.ntk) any_layer<true, COUNT>(h == 0, job.read[h], plane, cut, shape.rows, d1, table1, table2, stride2, sums);
+        else any_layer<false, COUNT>(h == 0, job.read[h], plane, cut, shape.rows, d1, table1, table2, stride2, sums);
+        end(h, sums);
+    }
+}
+
+// The second image of a pair for every offset d2: rows doubled where one plane fills the lanes, else for each group of
+// d2 the image's row rotated by each of them side by side.
+void rotate(const float* image, const Shape& shape, float* out) {
+    const int w = shape.columns, row_floats = shape.rotated();
+    const long rows = (long)(shape.channels + 2 * shape.layers) * shape.rows;
+    for (long r = 0; r < rows; r++) {
+        const float* from = image + r * LANES;
+        float* to = out + r * row_floats;
+        if (shape.packed() == 1) {
+            for (int k = 0; k < row_floats; k++) to[k] = from[k % w];
+            continue;
+        }
+        for (int lane = 0; lane < row_floats; lane++) {
+            const int slot = lane % LANES / w, j = lane % LANES % w, d2 = lane / LANES * shape.packed() + slot;
+            to[lane] = slot < shape.packed() && d2 < w ? from[(j + d2) % w] : 0.f;
+        }
+    }
+}
+
+// Global average pooling, one pair: out[2 h] = sum R, out[2 h + 1] = sum K over all pixel pairs, in double.
+void pooled_pair(Plane& plane, const std::vector<Cut>& cuts, const float* x1, const float* x2, const Shape& shape,
+                 const Job& job, double* out) {
+    std::vector<double> lanes(2 * job.layers * LANES);
+    for (int d1 = 0; d1 < shape.rows; d1++)
+        for (int group = 0; group < shape.groups(); group++) {
+            const int start = shape.packed() == 1 ? group : group * LANES;
+            // The plane of offset (0, 0) is computed apart, in double.
+            const int skip = d1 == 0 && group == 0 ? shape.columns : 0;
+            run_plane<false>(plane, cuts[group], shape, d1, x1, x2 + start, shape.rotated(), job, [&](int h, Sums& sums) {
+                if (!job.read[h]) return;
+                double* to = lanes.data() + 2 * h * LANES;
+                for (int lane = skip; lane < LANES; lane++) to[lane] += sums.r[lane], to[LANES + lane] += sums.k[lane];
+            });
+        }
+    for (int slot = 0; slot < 2 * job.layers; slot++) {
+        double sum = 0;
+        for (int lane = 0; lane < LANES; lane++) sum += lanes[slot * LANES + lane];
+        out[slot] += sum;
+    }
+}
+
+}  // namespace
+
+// Both functions: x1 (n1, channels, rows, columns), x2 (n2, ...) or x1 itself where symmetric, which computes pairs with
+// j <= i only; read (layers): which layers are read out; out (2, reads, n1, n2): sums of R, then of K, over pixels.
+extern "C" {
+
+void ntk_pooled(const float* x1, long n1, const float* x2, long n2, int symmetric, int channels, int rows, int columns,
+                int layers, const uint8_t* read, int train_first, int ntk, int threads, double* out) {
+    const Shape shape{channels, rows, columns, layers};
+    const Job job{layers, read, train_first != 0, ntk != 0};
+    const Images first(x1, n1, shape, 1, threads);
+    std::unique_ptr<Images> other(symmetric ? nullptr : new Images(x2, n2, shape, 1, threads));
+    const Images& second = symmetric ? first : *other;
+    std::vector<Cut> cuts;
+    for (int group = 0; group < shape.groups(); group++) cuts.emplace_back(shape, group, true);
+    long reads = std::count(read, read + layers, 1);
+    // A unit of work is one second image against a run of first ones, which shares its rotation.
+    const long run = 8, runs = (n1 + run - 1) / run;
+    parallel(n2 * runs, threads, [&](long unit) {
+        const long j = unit / runs, begin = unit % runs * run;
+        const long from = symmetric ? std::max(begin, j) : begin, to = std::min(begin + run, n1);
+        if (from >= to) return;
+        auto plane = std::make_unique<Plane>();
+        std::vector<float> rotated((size_t)(channels + 2 * layers) * rows * shape.rotated() + LANES);
+        std::vector<double> sums(2 * layers);
+        rotate(second.lanes(j), shape, rotated.data());
+        for (long i = from; i < to; i++) {
+            zero_offset(first, i, second, j, job, sums.data());
+            pooled_pair(*plane, cuts, first.lanes(i), rotated.data(), shape, job, sums.data());
+            const double scale = first.scale(i) * second.scale(j);
+            for (long h = 0, slot = 0; h < layers; h++)
+                if (read[h]) {
+                    out[(slot * n1 + i) * n2 + j] = sums[2 * h] * scale;
+                    out[((reads + slot++) * n1 + i) * n2 + j] = sums[2 * h + 1] * scale;
+                }
+        }
+    });
+}
+
+// Returns how many pairs were nearly equal and so computed in double.
+long ntk_vanilla(const float* x1, long n1, const float* x2, long n2, int symmetric, int channels, int rows, int columns,
+                 int layers, const uint8_t* read, int train_first, int ntk, int threads, double* out) {
+    const Shape shape{channels, rows, columns, layers};
+    const Job job{layers, read, train_first != 0, ntk != 0};
+    const int packed = shape.packed();
+    const Images first(x1, n1, shape, 1, threads);
+    std::unique_ptr<Images> other;
+    if (!symmetric || packed > 1) other.reset(new Images(x2, n2, shape, packed, threads));
+    const Images& second = other ? *other : first;
+    const Cut cut(shape, 0, false);
+    const long reads = std::count(read, read + layers, 1);
+    std::atomic<long> repeated{0};
+    // A unit of work is a square of pairs small enough that its tables stay in cache.
+    const long side = std::max<long>(1, (384 << 10) / (2 * shape.image_floats() * sizeof(float)));
+    const long across = (second.blocks() + side - 1) / side, down = (n1 + side - 1) / side;
+    parallel(across * down, threads, [&](long unit) {
+        const long row0 = unit / across * side, block0 = unit % across * side;
+        auto plane = std::make_unique<Plane>();
+        std::vector<double> sums(2 * layers * LANES), exact(2 * layers);
+        for (long i = row0; i < std::min(row0 + side, n1); i++)
+            for (long block = block0; block < std::min(block0 + side, second.blocks()); block++) {
+                if (symmetric && block * packed > i) break;
+                double near[LANES] = {};
+                run_plane<true>(*plane, cut, shape, 0, first.lanes(i), second.lanes(block), LANES, job,
+                                [&](int h, Sums& layer_sums) {
+                                    for (int lane = 0; lane < LANES; lane++) near[lane] += layer_sums.near[lane];
+                                    if (!job.read[h]) return;
+                                    double* to = sums.data() + 2 * h * LANES;
+                                    for (int lane = 0; lane < LANES; lane++)
+                                        to[lane] = layer_sums.r[lane], to[LANES + lane] = layer_sums.k[lane];
+                                });
+                for (int slot = 0; slot < packed; slot++) {
+                    const long j = block * packed + slot;
+                    if (j >= n2 || (symmetric && j > i)) break;
+                    const double scale = first.scale(i) * second.scale(j);
+                    double count = 0;
+                    for (int c = 0; c < columns; c++) count += near[slot * columns + c];
+                    const bool again = count * NEAR_ONE_SHARE > (double)layers * shape.pixels() || first.equal(i, second, j);
+                    if (again) zero_offset(first, i, second, j, job, exact.data()), repeated++;
+                    for (long h = 0, place = 0; h < layers; h++)
+                        if (read[h]) {
+                            double total[2] = {0, 0};
+                            for (int which = 0; which < 2; which++)
+                                for (int c = 0; c < columns; c++)
+                                    total[which] += sums[(2 * h + which) * LANES + slot * columns + c];
+                            if (again) total[0] = exact[2 * h], total[1] = exact[2 * h + 1];
+                            out[(place * n1 + i) * n2 + j] = total[0] * scale;
+                            out[((reads + place++) * n1 + i) * n2 + j] = total[1] * scale;
+                        }
+                }
+            }
+    });
+    return repeated;
+}
+
+// Multiply-adds a second of one thread with every multiply-add unit busy: the limit that speed is measured against.
+double ntk_multiply_adds(long rounds) {
+    vec x[12];
+    for (int k = 0; k < 12; k++) x[k] = vec{} + 1.f / (k + 2);
+    const vec a = vec{} + 0.999f, b = vec{} + 0.001f;
+    for (long round = 0; round < rounds; round++) {
+        for (int k = 0; k < 12; k++) x[k] = x[k] * a + b;
+        for (int k = 0; k < 12; k++) __asm__ volatile("" : "+x"(x[k]));
+    }
+    float sum = 0;
+    for (int k = 0; k < 12; k++) sum += x[k][0];
+    return sum;
+}
+}
