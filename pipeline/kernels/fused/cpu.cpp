@@ -56,6 +56,7 @@ constexpr double PER_K = 1.0 / (9.0 * 3.14159265358979323846);
 // NEAR_ONE_SHARE of its entries there is computed again in double.
 constexpr float NEAR_ONE = 1e-3f;
 constexpr int NEAR_ONE_SHARE = 256;
+constexpr long CACHE_BYTES = 640 << 10;  // of first images' tables at once: most of a core's second-level cache
 
 inline __attribute__((always_inline)) vec load(const float* p) { return (vec) * (const loose*)p; }
 inline __attribute__((always_inline)) void store(float* p, vec x) { *(loose*)p = (loose)x; }
@@ -430,16 +431,16 @@ long ntk_vanilla(const float* x1, long n1, const float* x2, long n2, int symmetr
     const Cut cut(shape, 0, false);
     const long reads = std::count(read, read + layers, 1);
     std::atomic<long> repeated{0};
-    // A unit of work is a square of pairs small enough that its tables stay in cache.
-    const long side = std::max<long>(1, (384 << 10) / (2 * shape.image_floats() * sizeof(float)));
-    const long across = (second.blocks() + side - 1) / side, down = (n1 + side - 1) / side;
+    // A unit of work is a few first images, whose tables stay in cache, against a longer run of second ones.
+    const long side = std::max<long>(1, CACHE_BYTES / (shape.image_floats() * (long)sizeof(float))), run = 4 * side;
+    const long across = (second.blocks() + run - 1) / run, down = (n1 + side - 1) / side;
     parallel(across * down, threads, [&](long unit) {
-        const long row0 = unit / across * side, block0 = unit % across * side;
+        const long row0 = unit / across * side, block0 = unit % across * run;
         auto plane = std::make_unique<Plane>();
         std::vector<double> sums(2 * layers * LANES), exact(2 * layers);
-        for (long i = row0; i < std::min(row0 + side, n1); i++)
-            for (long block = block0; block < std::min(block0 + side, second.blocks()); block++) {
-                if (symmetric && block * packed > i) break;
+        for (long block = block0; block < std::min(block0 + run, second.blocks()); block++)
+            for (long i = row0; i < std::min(row0 + side, n1); i++) {
+                if (symmetric && block * packed > i) continue;
                 double near[LANES] = {};
                 run_plane<true>(*plane, cut, shape, 0, first.lanes(i), second.lanes(block), LANES, job,
                                 [&](int h, Sums& layer_sums) {
