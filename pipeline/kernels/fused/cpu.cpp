@@ -51,6 +51,8 @@ constexpr int LANES = 32, VECS = LANES / WIDTH;
 constexpr int MAX_ROWS = 64;
 constexpr int GUARD = 16;                // finite floats on either side of a plane's row
 constexpr int STRIDE = LANES + GUARD;    // the right guard of a row is the left guard of the next
+// Patch norms below this share of the image's largest count as 0: the product of two reciprocals stays a finite float.
+constexpr double SMALLEST_NORM = 1e-18;
 constexpr double PER_K = 1.0 / (9.0 * 3.14159265358979323846);
 // Correlations in (1 - NEAR_ONE, 1) are where float32 loses arccos; a vanilla pair with more than one in
 // NEAR_ONE_SHARE of its entries there is computed again in double.
@@ -163,8 +165,9 @@ void Images::fill(long i) {
                 for (int h = 0; h < shape.layers; h++) {
                     const double value = d[h * n + from] * scale;
                     float* table = out + (shape.channels + 2 * h) * row;
-                    table[to] = (float)(value * root_k);
-                    table[row + to] = value > 0 ? (float)(1 / value) : 0.f;
+                    const bool empty = value < SMALLEST_NORM;
+                    table[to] = empty ? 0.f : (float)(value * root_k);
+                    table[row + to] = empty ? 0.f : (float)(1 / value);
                 }
             }
 }

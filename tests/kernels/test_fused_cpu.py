@@ -1,0 +1,236 @@
+"""The fused CPU kernels against the float64 reference: random, real and degenerate images, every flag, same bits."""
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+
+from pipeline import kernels
+from pipeline.kernels import READOUTS, cntk
+from pipeline.kernels.fused import cpu
+from pipeline.kernels.passes import Pass
+from tests.kernels.test_reference import ENDS, diagonal, error, images, nearly_equal_pairs
+
+pytestmark = pytest.mark.skipif(cpu.compiler() is None, reason="no C++ compiler")
+
+# One plane a row, several, lanes left over, one column or row, transposed because wide, taller than a plane is wide.
+SHAPES = [(1, 1, 1), (2, 8, 8), (3, 5, 7), (1, 7, 1), (1, 1, 7), (1, 4, 40), (2, 33, 3), (1, 17, 5), (1, 6, 32)]
+DEPTHS = (2, 3, 6, 21)
+# Measured: at most 9e-7, on single pixels and real digits; the bound is what is aimed for.
+BOUND = 2e-6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_torch_thread():
+    """The reference's many small operations gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def fused(x, y=None, **options):
+    return cntk(x, y, backend="fused", **options)
+
+
+def largest_error(x, y, **options) -> float:
+    """Fused against the float64 reference."""
+    truth = cntk(x, y, dtype=torch.float64, **options)
+    own = [diagonal(z, dtype=torch.float64, **options) for z in (x, x if y is None else y)]
+    found = fused(x, y, **options)
+    assert bool(found.isfinite().all())
+    return error(found, truth, *own)
+
+
+def degenerate(shape, seed=0):
+    """Seven images: random, blank, a black column, flat, one lit pixel, the first again, the first negated."""
+    x = images(7, shape, seed).float()
+    x[1] = 0
+    x[2, :, :, 0] = 0
+    x[3] = 0.5
+    x[4] = 0
+    x[4, 0, -1, 0] = 1
+    x[5], x[6] = x[0], -x[0]
+    return x
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("ends", ENDS)
+def test_agrees_with_the_reference(shape, ends):
+    depths = DEPTHS if any(ends) else DEPTHS[1:]
+    if shape[1] * shape[2] > 90:
+        depths = depths[:2]
+    x, y = degenerate(shape), images(2, shape, seed=1).float()
+    y[0] = x[2]
+    options = dict(depths=depths, readouts=READOUTS, train_first=ends[0], train_last=ends[1])
+    assert largest_error(x, y, **options) < BOUND
+    assert largest_error(x, None, **options) < BOUND
+
+
+def test_cifar_sized_images():
+    x, y = images(1, (3, 32, 32)).float(), images(1, (3, 32, 32), seed=1).float()
+    y[..., :9] = x[..., :9]
+    assert largest_error(x, y, depths=(3, 5), readouts=READOUTS) < BOUND
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(1, 4, 4), (3, 5, 7)]), st.floats(0, 0.9))
+def test_any_contents(seed, shape, share_black):
+    x = images(4, shape, seed).float()
+    x[torch.rand(x[:, :1].shape, generator=torch.Generator().manual_seed(seed)).expand_as(x) < share_black] = 0
+    assert largest_error(x, None, depths=(3, 11), readouts=READOUTS) < BOUND
+
+
+def digits(n):
+    x = torch.from_numpy(load_digits().images[:n]).float().unsqueeze(1)
+    return (x - x.mean()) / x.std()
+
+
+def test_real_digits():
+    assert largest_error(digits(16), None, depths=(3, 6, 11, 21), readouts=READOUTS) < BOUND
+
+
+@pytest.mark.parametrize("name", ["one pixel", "noise", "shared background"])
+@pytest.mark.parametrize("side", [8, 16])
+def test_nearly_equal_images(name, side):
+    x, y = (z[..., 16 - side :, 16 - side :].float() for z in nearly_equal_pairs()[name])
+    assert largest_error(x, y, depths=(3, 11, 21), readouts=READOUTS) < BOUND
+
+
+@pytest.mark.parametrize("exponent", [-60, 60])
+def test_scale_of_images_does_not_matter(exponent):
+    """By a power of two: not a bit of the kernel's digits may change, and nothing may overflow."""
+    x, y = images(3, (2, 5, 5)).float(), images(2, (2, 5, 5), seed=1).float()
+    options = dict(depths=(3, 6), readouts=READOUTS)
+    assert torch.equal(fused(x * 2.0**exponent, y, **options), fused(x, y, **options) * 2.0**exponent)
+
+
+def test_pixels_of_every_magnitude():
+    x = images(4, (1, 6, 6)) * 10.0 ** torch.arange(-36, 0).reshape(6, 6)
+    x[1] = x[1].flip(-1, -2)
+    assert largest_error(x.float(), None, depths=(3, 21), readouts=READOUTS) < BOUND
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7)])
+def test_same_bits_for_any_tile_and_thread_count(shape):
+    x, y = degenerate(shape), torch.cat([degenerate(shape, 1), images(9, shape, seed=2).float()])
+    options = dict(depths=(3, 6), readouts=READOUTS)
+    whole = fused(x, y, **options)
+    tiles = [torch.cat([fused(x[i : i + 1], part, **options) for part in y.split(3)], dim=3) for i in range(len(x))]
+    assert torch.equal(torch.cat(tiles, dim=2), whole)
+    for threads in (2, 5):
+        torch.set_num_threads(threads)
+        try:
+            assert torch.equal(fused(x, y, **options), whole)
+        finally:
+            torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7)])
+def test_symmetric_half(shape):
+    x = degenerate(shape)
+    k = fused(x, depths=(3, 6), readouts=READOUTS)
+    assert torch.equal(k, k.mT)
+    assert torch.equal(k.tril(), fused(x, x.clone(), depths=(3, 6), readouts=READOUTS).tril())
+
+
+def test_one_pass_for_all_depths_and_readouts():
+    x = images(3, (2, 8, 8)).float()
+    k = fused(x, depths=(6, 3, 11), readouts=READOUTS)
+    for slot, name in enumerate(READOUTS):
+        for place, depth in enumerate((6, 3, 11)):
+            alone = fused(x, depths=(depth,), readouts=(name,))[0, 0]
+            torch.testing.assert_close(k[slot, place], alone, rtol=1e-6, atol=0)
+
+
+def test_layout_and_precision_of_the_input_do_not_matter():
+    x = images(3, (2, 6, 5)).float()
+    expected = fused(x, depths=(3,))
+    strided = x.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+    assert not strided.is_contiguous()
+    assert torch.equal(fused(strided, depths=(3,)), expected)
+    assert torch.equal(fused(x.double(), depths=(3,)), expected)
+
+
+@pytest.mark.parametrize("march", ["x86-64", "x86-64-v3"])
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="needs an x86 with AVX2")
+def test_narrower_vectors_from_the_same_source(march, tmp_path):
+    flags = tuple(f"-march={march}" if f == "-march=native" else f for f in cpu.FLAGS)
+    library = cpu.load(cpu.build(tmp_path, flags))
+    x = degenerate((2, 8, 8))
+    for family in ("vanilla", "gap"):
+        job = Pass(family, (3, 11), (family, f"{family}-nngp"), family == "vanilla", family == "vanilla")
+        found = cpu.cntk_pass(x, None, job, library)
+        options = dict(depths=job.depths, readouts=job.readouts, dtype=torch.float64)
+        own = diagonal(x, **options)
+        assert error(found, cntk(x, **options), own, own) < BOUND
+
+
+def test_a_build_is_kept_and_found_again(tmp_path):
+    library = cpu.build(tmp_path)
+    written = library.stat().st_mtime_ns
+    assert cpu.build(tmp_path) == library
+    assert library.stat().st_mtime_ns == written
+    assert list(tmp_path.iterdir()) == [library]
+
+
+def test_loading_leaves_denormals_alone():
+    """A library linked with -ffast-math would flush them to zero in the whole process."""
+    cpu.cntk_pass(images(1, (1, 2, 2)).float(), None, Pass("gap", (3,), ("gap",), False, False))
+    assert float(torch.tensor(1e-40) * 1.0) > 0
+    assert sys.float_info.min / 2 > 0
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    monkeypatch.setattr(cpu, "compiler", lambda: None)
+    caches = (cpu.unavailable, cpu._library, kernels._say_once)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+CPU = torch.device("cpu")
+
+
+def test_without_a_compiler_the_reference_is_used_and_said_once(no_compiler, caplog):
+    with caplog.at_level(logging.WARNING):
+        names = [kernels.resolve_backend("auto", CPU, torch.float32, 8, 8) for _ in range(3)]
+    assert names == ["reference-cpu"] * 3
+    assert len(caplog.messages) == 1
+    assert "apt install g++" in caplog.messages[0]
+    with pytest.raises(ValueError, match=r"apt install g\+\+"):
+        kernels.resolve_backend("fused", CPU, torch.float32, 8, 8)
+
+
+def test_a_compiler_that_fails_is_named(tmp_path, monkeypatch):
+    broken = tmp_path / "broken-c++"
+    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 1 && exit\necho 'cannot find cc1plus' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    with pytest.raises(cpu.CompileError, match="cannot find cc1plus"):
+        cpu.build(tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_what_fused_does_not_cover_falls_back(caplog):
+    kernels._say_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert kernels.resolve_backend("auto", CPU, torch.float64, 8, 8) == "reference-cpu"
+        assert not caplog.messages
+        assert kernels.resolve_backend("auto", CPU, torch.float32, 33, 33) == "reference-cpu"
+        assert "33 x 33" in caplog.messages[0]
+    assert kernels.resolve_backend("auto", CPU, torch.float32, 64, 32) == "fused-cpu"
+    with pytest.raises(ValueError, match="float32 only"):
+        kernels.resolve_backend("fused", CPU, torch.float64, 8, 8)
+
+
+def test_the_sources_are_part_of_the_package():
+    for name in cpu.SOURCES:
+        assert (Path(kernels.__file__).parent / "fused" / name).is_file()
