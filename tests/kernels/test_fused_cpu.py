@@ -138,6 +138,13 @@ def test_symmetric_half(shape):
     assert torch.equal(k.tril(), fused(x, x.clone(), depths=(3, 6), readouts=READOUTS).tril())
 
 
+def test_the_vanilla_diagonal_is_the_exact_recursion():
+    x = images(4, (3, 9, 9)).float()
+    options = dict(depths=(3, 21), readouts=("vanilla", "vanilla-nngp"))
+    own = diagonal(x, dtype=torch.float64, **options)
+    torch.testing.assert_close(fused(x, **options).diagonal(dim1=-2, dim2=-1), own, rtol=1e-13, atol=0)
+
+
 def test_one_pass_for_all_depths_and_readouts():
     x = images(3, (2, 8, 8)).float()
     k = fused(x, depths=(6, 3, 11), readouts=READOUTS)

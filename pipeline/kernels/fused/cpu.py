@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from pipeline.kernels.fused import SHORT_SIDE
 from pipeline.kernels.passes import Pass
 
 HERE = Path(__file__).parent
-SOURCES = ("arithmetic.h", "cpu.cpp")
+SOURCES = ("arithmetic.h", "images.h", "cpu.cpp")
 # Not -ffast-math: it turns NaN checks off, and a library linked with it flushes denormals in the whole process.
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread"),
@@ -113,6 +115,21 @@ def unavailable() -> str | None:
     except (CompileError, OSError) as error:
         return str(error)
     return None
+
+
+def multiply_adds_per_second(threads: int, seconds: float = 0.2) -> float:
+    """float32 multiply-adds a second that so many threads start when they do nothing else, the best of three tries."""
+    issue, rounds = _library().ntk_multiply_adds, 1 << 20
+    start = time.perf_counter()
+    issue(rounds)
+    rounds = max(rounds, int(rounds * seconds / (time.perf_counter() - start)))
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(3):
+            start = time.perf_counter()
+            done = sum(pool.map(issue, [rounds] * threads))
+            best = max(best, done / (time.perf_counter() - start))
+    return best
 
 
 def _lanes_needed(rows: int, columns: int) -> float:

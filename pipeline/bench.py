@@ -1,0 +1,122 @@
+"""Speed of every kernel backend on this machine in entry-layers a second, beside the machine's own limit."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.device import describe
+from pipeline.kernels import Pass, cntk_pass, reference, resolve_backend
+from pipeline.kernels.fused import cpu as fused_cpu
+from pipeline.kernels.passes import TRAINED_BY_DEFAULT
+
+IMAGES = ((1, 8, 8), (3, 32, 32))
+DEPTHS = (3, 21)
+# Vector instructions an entry-layer of the fused CPU loop, square roots and comparisons counted like multiply-adds: 61
+# for two vectors of 16 entries (NTK, any layer but the first; objdump of the AVX-512 build by GCC 12).
+OPERATIONS = 30.5
+# Enough that every layer of a batch goes through main memory, as in an implementation layer by layer.
+UNFUSED_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}
+CIFAR10_TRAIN, CIFAR10_TEST = 50_000, 10_000
+
+Compute = Callable[[Tensor, Tensor, Pass], Tensor]
+
+
+def _backends(device: torch.device) -> dict[str, Compute]:
+    names = {resolve_backend(name, device, torch.float32, 32, 32) for name in ("auto", "reference")}
+    found: dict[str, Compute] = {
+        name: functools.partial(cntk_pass, backend=name, dtype=torch.float32) for name in sorted(names)
+    }
+    budget = UNFUSED_BYTES[device.type]
+    found["layer by layer"] = functools.partial(reference.cntk_pass, dtype=torch.float32, byte_budget=budget)
+    return found
+
+
+def _pairs_per_second(
+    compute: Compute, job: Pass, shape: tuple[int, int, int], device: torch.device, seconds: float
+) -> tuple[float, int]:
+    """On square blocks that grow until one takes `seconds` or so: (pairs/s, side of the last block)."""
+    side = 2
+    while True:
+        x = torch.randn(2 * side, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+        start = time.perf_counter()
+        compute(x[:side], x[side:], job).sum().item()
+        spent = time.perf_counter() - start
+        if spent >= seconds / 2:
+            return side**2 / spent, side
+        side = max(side + 1, int(side * min(4.0, (seconds / spent) ** 0.5)))
+
+
+def run_bench(
+    device: torch.device, seconds: float = 2.0, say: Callable[[str], Any] = lambda line: None
+) -> dict[str, Any]:
+    """Measure every backend that `device` has, on random images; each figure takes about twice `seconds`.
+
+    Returns a dict for JSON: "machine", "limit" (on a CPU with a compiler: multiply-adds/s of all threads, and the
+    entry-layers/s they would allow), and "rates": backend, readout, image, depth, pairs, entry_layers_per_second,
+    share_of_limit (None without a limit) and, at 32 x 32, full_table_hours: all of CIFAR-10's training and
+    test pairs at this rate. `say` is called with a line before each measurement.
+    """
+    limit = None
+    if device.type == "cpu" and fused_cpu.unavailable() is None:
+        issue = fused_cpu.multiply_adds_per_second(torch.get_num_threads())
+        limit = {
+            "multiply_adds_per_second": issue,
+            "operations_per_entry_layer": OPERATIONS,
+            "entry_layers_per_second": issue / OPERATIONS,
+        }
+    rates = []
+    for name, compute in _backends(device).items():
+        for readout in ("vanilla", "gap"):
+            for shape in IMAGES:
+                for depth in DEPTHS:
+                    say(f"{name}, {readout}, {shape[1]} x {shape[2]}, depth {depth}")
+                    trained = TRAINED_BY_DEFAULT[readout]
+                    job = Pass(readout, (depth,), (readout,), trained, trained)
+                    pairs, side = _pairs_per_second(compute, job, shape, device, seconds)
+                    rates.append(_record(name, job, shape, side, pairs, limit))
+    return {"machine": describe(device), "limit": limit, "rates": rates}
+
+
+def _record(
+    name: str, job: Pass, shape: tuple[int, int, int], side: int, pairs: float, limit: dict[str, float] | None
+) -> dict[str, Any]:
+    rate = job.entry_layers(1, *shape[1:]) * pairs
+    full = CIFAR10_TRAIN * (CIFAR10_TRAIN + 1) // 2 + CIFAR10_TRAIN * CIFAR10_TEST
+    return {
+        "backend": name,
+        "readout": job.family,
+        "image": list(shape),
+        "depth": job.depths[-1],
+        "pairs": side**2,
+        "entry_layers_per_second": rate,
+        "share_of_limit": rate / limit["entry_layers_per_second"] if limit else None,
+        "full_table_hours": full / pairs / 3600 if shape == (3, 32, 32) else None,
+    }
+
+
+def format_bench(bench: dict[str, Any]) -> str:
+    """The dict of `run_bench` as lines of text."""
+    machine, limit = bench["machine"], bench["limit"]
+    lines = [f"{machine['device']}, {machine['threads']} threads, torch {machine['versions'].get('torch')}"]
+    if limit:
+        lines.append(
+            f"limit: {limit['multiply_adds_per_second']:.3g} multiply-adds/s measured, over "
+            f"{limit['operations_per_entry_layer']} operations an entry-layer: "
+            f"{limit['entry_layers_per_second']:.3g} entry-layers/s"
+        )
+    lines.append(
+        f"{'backend':16}{'readout':9}{'image':>9}{'depth':>7}{'entry-layers/s':>16}{'of limit':>10}{'CIFAR-10':>12}"
+    )
+    for rate in bench["rates"]:
+        share = "-" if rate["share_of_limit"] is None else f"{rate['share_of_limit']:.1%}"
+        hours = "-" if rate["full_table_hours"] is None else f"{rate['full_table_hours']:.3g} h"
+        image = "{1}x{2}x{0}".format(*rate["image"])
+        lines.append(
+            f"{rate['backend']:16}{rate['readout']:9}{image:>9}{rate['depth']:>7}"
+            f"{rate['entry_layers_per_second']:>16.3g}{share:>10}{hours:>12}"
+        )
+    return "\n".join(lines)
