@@ -51,10 +51,10 @@ constexpr int VECS = LANES / WIDTH;
 constexpr int MAX_ROWS = 64;
 constexpr int GUARD = 16;                // finite floats on either side of a plane's row
 constexpr int STRIDE = LANES + GUARD;    // the right guard of a row is the left guard of the next
-// Correlations in (1 - NEAR_ONE, 1) are where float32 loses arccos; a vanilla pair with more than one in
-// NEAR_ONE_SHARE of its entries there is computed again in double.
+// Correlations above 1 - NEAR_ONE are where float32 loses arccos, those it cannot tell from 1 included; a vanilla pair
+// with more of them, over all layers, than one in NEAR_ONE_SHARE of its pixels is computed again in double.
 constexpr float NEAR_ONE = 1e-3f;
-constexpr int NEAR_ONE_SHARE = 256;
+constexpr int NEAR_ONE_SHARE = 64;
 constexpr long CACHE_BYTES = 640 << 10;  // of first images' tables at once: most of a core's second-level cache
 
 inline __attribute__((always_inline)) vec load(const float* p) { return (vec) * (const loose*)p; }
@@ -67,41 +67,58 @@ struct Job {
     bool train_first, ntk;
 };
 
-// The zero offset of one pair in double: out[2 h] = sum R, out[2 h + 1] = sum K after layer h. For equal images lam = 1.
+// A row of the zero offset in double, written so that a compiler makes vectors of it. S, T: the box of s and t, one entry a
+// column. Adds K and R to sum_k and sum_r. EQUAL: both images are the same, so lam = 1 and S = n.
+template <bool EQUAL>
+void exact_row(int columns, const double* __restrict S, const double* __restrict T, const double* __restrict d1,
+               const double* __restrict d2, size_t inverses, double* __restrict k, double* __restrict r,
+               double* __restrict sum_k, double* __restrict sum_r) {
+    for (int c = 0; c < columns; c++) {
+        const double inverse = d1[inverses + c] * d2[inverses + c], deviation = d1[c] * d2[c];
+        double K, R, lam;
+        relu_layer<true, true>(EQUAL ? deviation / PER_K : S[c], T[c], inverse, deviation, K, R, lam);
+        k[c] = K, r[c] = R, sum_k[c] += K, sum_r[c] += R;
+    }
+}
+
+// The zero offset of one pair in double: out[2 h] = sum R, out[2 h + 1] = sum K after layer h.
 void zero_offset(const Images& a, long i, const Images& b, long j, const Job& job, double* out) {
+    constexpr int LONGEST = MAX_ROWS, stride = LANES + 2;
     const Shape& shape = a.shape;
-    const int rows = shape.rows, columns = shape.columns, stride = columns + 2;
+    const int rows = shape.rows, columns = shape.columns;
     const size_t n = shape.pixels();
     const double *x = a.exact(i), *y = b.exact(j);
     const bool equal = a.equal(i, b, j);
     // s, t: what `box` has yet to sum, with an empty border; across: sums of three along a row
-    std::vector<double> s((rows + 2) * stride), t(s.size()), across_s(s.size()), across_t(s.size());
+    double s[(LONGEST + 2) * stride] = {}, t[(LONGEST + 2) * stride] = {};
+    double across_s[(LONGEST + 2) * stride], across_t[(LONGEST + 2) * stride];
+    std::fill_n(across_s, (rows + 2) * stride, 0.0), std::fill_n(across_t, (rows + 2) * stride, 0.0);
     for (int r = 0; r < rows; r++)
-        for (int c = 0; c < columns; c++) {
-            double sum = 0;
-            for (int k = 0; k < shape.channels; k++) sum += x[k * n + r * columns + c] * y[k * n + r * columns + c];
-            s[(r + 1) * stride + c + 1] = sum;
-        }
-    if (job.train_first) t = s;
+        for (int k = 0; k < shape.channels; k++)
+            for (int c = 0; c < columns; c++) {
+                const size_t p = k * n + r * columns + c;
+                s[(r + 1) * stride + c + 1] += x[p] * y[p];
+            }
+    if (job.train_first) std::copy_n(s, (rows + 2) * stride, t);
     for (int h = 0; h < job.layers; h++) {
-        const double *dx = x + (shape.channels + 2 * h) * n, *dy = y + (shape.channels + 2 * h) * n;
-        for (int r = 1; r <= rows; r++)
-            for (int c = 1; c <= columns; c++) {
-                const size_t p = r * stride + c;
-                across_s[p] = s[p - 1] + s[p] + s[p + 1], across_t[p] = t[p - 1] + t[p] + t[p + 1];
+        const double *d1 = x + (shape.channels + 2 * h) * n, *d2 = y + (shape.channels + 2 * h) * n;
+        for (int p = stride + 1; p < (rows + 1) * stride - 1; p++) {
+            across_s[p] = s[p - 1] + s[p] + s[p + 1];
+            across_t[p] = t[p - 1] + t[p] + t[p + 1];
+        }
+        double sum_r[LANES] = {}, sum_k[LANES] = {};
+        for (int r = 0; r < rows; r++) {
+            const int p = (r + 1) * stride + 1;
+            double S[LANES], T[LANES];
+            for (int c = 0; c < columns; c++) {
+                S[c] = across_s[p - stride + c] + across_s[p + c] + across_s[p + stride + c];
+                T[c] = across_t[p - stride + c] + across_t[p + c] + across_t[p + stride + c];
             }
-        double sum_r = 0, sum_k = 0;
-        for (int r = 1; r <= rows; r++)
-            for (int c = 1; c <= columns; c++) {
-                const size_t p = r * stride + c, q = (r - 1) * columns + c - 1;
-                const double inverse = dx[n + q] * dy[n + q];
-                double S = across_s[p - stride] + across_s[p] + across_s[p + stride], K, R, lam;
-                const double T = across_t[p - stride] + across_t[p] + across_t[p + stride];
-                if (equal && inverse > 0) S = 1 / inverse;
-                relu_layer<true, true>(S, T, inverse, dx[q] * dy[q], K, R, lam);
-                s[p] = K, t[p] = R, sum_k += K, sum_r += R;
-            }
-        out[2 * h] = sum_r, out[2 * h + 1] = sum_k;
+            const size_t q = (size_t)r * columns;
+            (equal ? exact_row<true> : exact_row<false>)(columns, S, T, d1 + q, d2 + q, n, s + p, t + p, sum_k, sum_r);
+        }
+        out[2 * h] = out[2 * h + 1] = 0;
+        for (int c = 0; c < columns; c++) out[2 * h] += sum_r[c], out[2 * h + 1] += sum_k[c];
     }
 }
 
@@ -166,7 +183,7 @@ void layer(Plane& plane, const Cut& cut, int rows, int d1, const float* table1, 
             store(plane.S(i) + v * WIDTH, k);
             if (NTK) store(plane.T(i) + v * WIDTH, r);
             if (READ) sum_r[v] += r, sum_k[v] += k;
-            if (COUNT) near[v] += lam > 1.f - NEAR_ONE && lam < 1.f ? vec{} + 1.f : vec{};
+            if (COUNT) near[v] += lam > 1.f - NEAR_ONE ? vec{} + 1.f : vec{};
             above_s[v] = here_s[v], here_s[v] = below_s[v];
             if (NTK) above_t[v] = here_t[v], here_t[v] = below_t[v];
         }
@@ -329,7 +346,7 @@ long ntk_vanilla(const float* x1, long n1, const float* x2, long n2, int symmetr
                     const double scale = first.scale(i) * second.scale(j);
                     double count = 0;
                     for (int c = 0; c < columns; c++) count += near[slot * columns + c];
-                    const bool again = count * NEAR_ONE_SHARE > (double)layers * shape.pixels() || first.equal(i, second, j);
+                    const bool again = count * NEAR_ONE_SHARE > shape.pixels() || first.equal(i, second, j);
                     if (again) zero_offset(first, i, second, j, job, exact.data()), repeated++;
                     for (long h = 0, place = 0; h < layers; h++)
                         if (read[h]) {
