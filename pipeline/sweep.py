@@ -10,13 +10,17 @@ import fcntl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from pipeline.config import CnnColumn, Config
+from pipeline.cost import measure, training_flops
+from pipeline.device import describe
 from pipeline.draws import OrderedImages, draw
 from pipeline.errors import ConfigError, NtkError
 from pipeline.files import digest, fingerprint, read_json, write_json
@@ -25,8 +29,10 @@ from pipeline.progress import progress
 from pipeline.regression import standard_error, targets
 from pipeline.train import Images, Run, Setting, build, train
 
-SWEEP_VERSION = 1
+# Bump by hand when the same setting trains another way: earlier runs are not reused.
+SWEEP_VERSION = 2
 ALL, FIT = "all", "fit"
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True)
@@ -190,7 +196,7 @@ class Cell:
             return None
         runs = [self.found(lr, seed, ALL) for seed in range(self.column.seeds)]
         done = [r for r in runs if r is not None]
-        results = [r["result"] for r in done if not r["result"]["diverged"]]
+        results = [r["result"] for r in done if r["result"]["diverged"] is None]
         if len(done) < len(runs) or not results:
             return None
         values = [r["accuracy"] for r in results]
@@ -226,9 +232,14 @@ class Cell:
         tried = [(lr, s, part) for lr in self.column.lr for s in range(self.column.seeds) for part in (FIT, ALL)]
         runs = [self.found(*key) for key in tried]
         return [
-            {"lr": run["lr"], "lr_share": run["lr"] / run["lr_max"], "seed": run["result"]["seed"]}
+            {
+                "lr": run["lr"],
+                "lr_share": run["lr"] / run["lr_max"],
+                "seed": run["result"]["seed"],
+                "why": run["result"]["diverged"],
+            }
             for run in runs
-            if run is not None and run["result"]["diverged"]
+            if run is not None and run["result"]["diverged"] is not None
         ]
 
     def trouble(self) -> str | None:
@@ -255,19 +266,57 @@ def train_all(
     only: Only | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Train every run that is wanted and missing; returns how many were. A finished run is never trained again."""
+    """Train every run that is wanted and missing; returns how many were. A finished run is never trained again.
+
+    Says first what the runs cost. Any number of processes may share a folder on one host: a run that another one holds
+    is left to it, and waited for at the end.
+    """
     only = only or Only()
+    chosen = [
+        cell
+        for cell in cells(config, images, folder)
+        if only.column in (None, cell.name) and only.depth in (None, cell.depth)
+    ]
+    announce(chosen, only, device, say)
     trained = 0
-    for cell in cells(config, images, folder):
-        if only.column not in (None, cell.name) or only.depth not in (None, cell.depth):
-            continue
-        while runs := [r for r in _asked(cell, only) if cell.found(*r) is None]:
-            for run in runs:
-                trained += _train_run(cell, *run, device, say)
+    while runs := [(cell, run) for cell in chosen for run in _asked(cell, only) if cell.found(*run) is None]:
+        outcomes = [_train_run(cell, *run, device, say) for cell, run in runs]
+        trained += outcomes.count(True)
+        if outcomes.count(None) == len(outcomes):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    for cell in chosen:
         trouble = cell.trouble()
         if trouble:
             say(f"{cell.name} at depth {cell.depth}: {trouble}")
     return trained
+
+
+def announce(chosen: list[Cell], only: Only, device: torch.device, say: Callable[[str], None]) -> None:
+    """Say what each cell's missing runs cost: parameters, FLOPs, memory, and at most how long, from measured steps."""
+    seconds = 0.0
+    for cell in chosen:
+        missing = [run for run in _asked(cell, only) if cell.found(*run) is None]
+        runs = len(missing)
+        if runs and (only.lr, only.seed) == (None, None) and cell.chosen()[1] and cell.selects_on_holdout:
+            runs += cell.column.seeds
+        if not runs:
+            continue
+        setting, data = cell.setting(1.0, 0), cell.data(ALL, device)
+        cost = measure(setting, data)
+        at_most = runs * setting.epochs * cost.epoch_seconds(data)
+        seconds += at_most
+        say(
+            f"{cell.name}/{cell.depth}: {runs} run{'s' * (runs > 1)} of {len(data.x)} images and at most "
+            f"{setting.epochs} epochs; {cost.parameters:,} parameters, {cost.flops:.2e} FLOP an image, "
+            f"{1 / cost.train_seconds:.3g} images/s, memory about {cost.memory / 2**20:,.0f} MiB: "
+            f"at most about {_duration(at_most)}"
+        )
+    if seconds:
+        say(f"train-cnn: at most about {_duration(seconds)} in all, less where runs stop early")
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=max(1, round(seconds))))
 
 
 def _asked(cell: Cell, only: Only) -> list[tuple[float, int, str]]:
@@ -280,69 +329,86 @@ def _asked(cell: Cell, only: Only) -> list[tuple[float, int, str]]:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a run's lock on this host, waiting for another process that trains it."""
+def _alone(path: Path) -> Iterator[bool]:
+    """Try to hold a run's lock on this host: False where another process has it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = path.open("w")
     except OSError as error:
         raise NtkError(f"cannot write {path.parent}: {error.strerror or error}") from error
     with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+        # Only after its record is written: whoever had this file open finds the record and trains nothing.
         path.unlink(missing_ok=True)
 
 
-def _train_run(cell: Cell, lr: float, seed: int, part: str, device: torch.device, say: Callable[[str], None]) -> int:
+def _train_run(
+    cell: Cell, lr: float, seed: int, part: str, device: torch.device, say: Callable[[str], None]
+) -> bool | None:
+    """Train one run and write its record: True; False if it was finished meanwhile, None if another process has it."""
     path = cell.path(lr, seed, part)
-    with _alone(path.with_suffix(".lock")):
+    with _alone(path.with_suffix(".lock")) as alone:
+        if not alone:
+            return None
         if path.exists():
-            return 0
+            return False
         lr_max = cell.largest_lr(device)
         rate = lr * lr_max if cell.column.lr_unit == "max" else lr
         images = cell.data(part, device)
         fields = cell.fields(lr, seed, part)
-        setting = cell.setting(rate, seed)
         label = f"{cell.name}/{cell.depth} lr {rate:.3g} seed {seed}" + (" (holdout)" if part == FIT else "")
+        setting = cell.setting(rate, seed)
         with progress(label, setting.epochs, "epoch") as bar:
-
-            def show(run: Run) -> None:
-                h = run.history
-                if not run.diverged:
-                    pace = len(images.x) * run.epoch / run.seconds
-                    bar.set_postfix_str(
-                        f"loss {h['loss'][-1]:.3g}, train {h['train_accuracy'][-1]:.1f} %, "
-                        f"test {h['test_accuracy'][-1]:.1f} %, {pace:.0f} images/s",
-                        refresh=False,
-                    )
-                    bar.update(1)
-
-            start = time.perf_counter()
-            run = train(setting, images, fields, path.with_suffix(".pt"), show)
-        result = run.result()
-        if run.diverged:
-            say(f"{label}: diverged in epoch {run.epoch + 1}; this run ends here and is averaged into nothing")
-        pace = len(images.x) * max(1, run.epoch) / max(run.seconds, 1e-9)
-        height, width = images.x.shape[2:]
-        provenance = {
-            "seconds": round(run.seconds, 3),
-            "seconds_this_time": round(time.perf_counter() - start, 3),
-            "images_per_second": round(pace, 1),
-            # Forward, and twice that backward; evaluation is not counted as work but its time is.
-            "model_flops_per_second": 6 * run.net.multiply_adds(height, width) * pace,
-            "device": str(device),
+            run = train(setting, images, fields, path.with_suffix(".pt"), lambda run: _show(bar, run))
+        if run.diverged is not None:
+            say(f"{label}: diverged in epoch {run.epoch + 1} ({run.diverged}); it ends here, averaged into nothing")
+        record = {
+            "result": run.result(),
+            "lr": rate,
+            "lr_max": lr_max,
+            "parameters": sum(w.numel() for w in run.net.parameters()),
+            "fingerprint": fingerprint(fields),
+            "fields": fields,
+            "provenance": _provenance(run, device),
         }
-        write_json(
-            path,
-            {
-                "result": result,
-                "lr": rate,
-                "lr_max": lr_max,
-                "parameters": sum(w.numel() for w in run.net.parameters()),
-                "fingerprint": fingerprint(fields),
-                "fields": fields,
-                "provenance": provenance,
-            },
-        )
+        write_json(path, record)
         path.with_suffix(".pt").unlink(missing_ok=True)
-    return 1
+    return True
+
+
+def _show(bar: tqdm, run: Run) -> None:
+    """Bring a run's progress bar up to date, also after a resume."""
+    if run.diverged is None:
+        h = run.history
+        bar.set_postfix_str(
+            f"loss {h['loss'][-1]:.3g}, train {h['train_accuracy'][-1]:.1f} %, test {h['test_accuracy'][-1]:.1f} %, "
+            f"{_pace(run):.0f} images/s",
+            refresh=False,
+        )
+        if bar.n == 0 and run.epoch > 1:
+            bar.initial = run.epoch - 1  # what a checkpoint brought is no work of this process
+            bar.update(run.epoch - 1)
+        bar.update(1)
+
+
+def _pace(run: Run) -> float:
+    """Training images a second, evaluation and checkpoints aside."""
+    return len(run.images.x) * run.epoch / max(run.train_seconds, 1e-9)
+
+
+def _provenance(run: Run, device: torch.device) -> dict[str, Any]:
+    """seconds: training with evaluation; the pace and the FLOPs are of training alone."""
+    return {
+        "seconds": round(run.seconds, 3),
+        "train_seconds": round(run.train_seconds, 3),
+        "images_per_second": round(_pace(run), 1),
+        "training_flops_per_image": training_flops(run.net, *run.images.x.shape[2:]),
+        "flops_per_second": round(training_flops(run.net, *run.images.x.shape[2:]) * _pace(run)),
+        "precision": run.setting.precision,
+        **describe(device),
+    }

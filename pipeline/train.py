@@ -1,9 +1,8 @@
 """One training run of a finite network: SGD to the stop rule, with a checkpoint from which it goes on bit for bit."""
 
-import contextlib
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from pipeline.cnn import CNN
 from pipeline.errors import StoreError
 from pipeline.files import write_atomic
+from pipeline.precision import Autocast, arithmetic
 
-EVALUATE_AT_ONCE = 1024
+EVALUATE_AT_ONCE = 256
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 STEPS_BETWEEN_CHECKS = 16
 # A mean loss this many times the initial one never comes back.
@@ -72,25 +72,14 @@ def build(setting: Setting, images: Images) -> CNN:
     return net.to(images.x.device).to(memory_format=torch.channels_last)
 
 
-@contextlib.contextmanager
-def _precision(name: str, device: torch.device) -> Iterator[Callable[[], Any]]:
-    """Yield the autocast context of a precision; TF32 only where it is asked for; repeatable cuDNN algorithms."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    deterministic = torch.backends.cudnn.deterministic
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
-    torch.backends.cudnn.deterministic = True
-    try:
-        if name == "bf16":
-            yield lambda: torch.autocast(device.type, torch.bfloat16)
-        else:
-            yield contextlib.nullcontext
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
-        torch.backends.cudnn.deterministic = deterministic
+def half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """1/2 |f - y|^2 of each image (n,), in float32: summed over outputs, to be averaged over the batch."""
+    return 0.5 * (outputs.float() - targets).square().sum(1)
 
 
 @torch.no_grad()
-def _outputs(net: nn.Module, x: Tensor, autocast: Callable[[], Any]) -> Tensor:
+def outputs_of(net: nn.Module, x: Tensor, autocast: Autocast) -> Tensor:
+    """The network's outputs (n, classes) in float32, some images at a time."""
     with autocast():
         return torch.cat([net(part).float() for part in x.split(EVALUATE_AT_ONCE)])
 
@@ -99,10 +88,10 @@ def _accuracy(outputs: Tensor, y: Tensor) -> float:
     return 100 * float((outputs.argmax(1) == y).double().mean())
 
 
-def _batches(n: int, size: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
+def _batches(n: int, size: int, seed: int, epoch: int, device: torch.device) -> tuple[Tensor, ...]:
     """The epoch's order: a function of (seed, epoch) alone, so that a resumed run draws the same batches."""
     generator = torch.Generator().manual_seed((seed << 32) + epoch + 1)
-    return torch.randperm(n, generator=generator).split(size)
+    return torch.randperm(n, generator=generator).to(device).split(size)
 
 
 class Run:
@@ -115,14 +104,14 @@ class Run:
         self.optimiser = torch.optim.SGD(weights, lr=setting.lr, momentum=setting.momentum)
         self.history: dict[str, list[float]] = {"loss": [], "train_accuracy": [], "test_accuracy": []}
         self.fitted_at: int | None = None
-        self.diverged = False
-        self.seconds = 0.0
+        self.diverged: str | None = None
+        self.seconds = self.train_seconds = 0.0
         self.loss_limit = float("inf")
         self.initial_train = self.initial_test = torch.zeros((), device=images.x.device)
 
     @property
     def epoch(self) -> int:
-        """Epochs done."""
+        """Epochs done, a diverging one not counted."""
         return len(self.history["loss"])
 
     @property
@@ -130,7 +119,7 @@ class Run:
         """Diverged, `settle` epochs past 100 % training accuracy, or at the limit."""
         s = self.setting
         settled = self.fitted_at is not None and self.epoch >= self.fitted_at + s.settle
-        return self.diverged or settled or self.epoch >= s.epochs
+        return self.diverged is not None or settled or self.epoch >= s.epochs
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, whole or not at all."""
@@ -142,6 +131,7 @@ class Run:
             "fitted_at": self.fitted_at,
             "diverged": self.diverged,
             "seconds": self.seconds,
+            "train_seconds": self.train_seconds,
         }
         write_atomic(path, lambda file: torch.save(state, file))
 
@@ -157,52 +147,55 @@ class Run:
             self.net.load_state_dict(state["net"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.history, self.fitted_at = state["history"], state["fitted_at"]
-            self.diverged, self.seconds = state["diverged"], state["seconds"]
-        except (OSError, RuntimeError, KeyError, EOFError, ValueError, AttributeError, pickle.UnpicklingError) as error:
+            self.diverged = state["diverged"]
+            self.seconds, self.train_seconds = state["seconds"], state["train_seconds"]
+        except (OSError, RuntimeError, LookupError, EOFError, ValueError, TypeError, pickle.UnpicklingError) as error:
             raise StoreError(f"{advice}: the checkpoint is damaged ({type(error).__name__})") from error
 
-    def train_epoch(self, autocast: Callable[[], Any]) -> None:
+    def train_epoch(self, autocast: Autocast) -> None:
         """One epoch of SGD, then its line of history."""
         images, s = self.images, self.setting
+        start = time.perf_counter()
         loss_sum = torch.zeros((), device=images.x.device)
         right = torch.zeros((), device=images.x.device)
-        for step, batch in enumerate(_batches(len(images.x), s.batch_size, s.seed, self.epoch)):
-            batch = batch.to(images.x.device)
-            target = images.targets[batch]
-            if s.zero_output:
-                target = target + self.initial_train[batch]
+        for step, batch in enumerate(_batches(len(images.x), s.batch_size, s.seed, self.epoch, images.x.device)):
+            at_start = self.initial_train[batch] if s.zero_output else 0.0
             with autocast():
-                outputs = self.net(images.x[batch])
-            loss = 0.5 * (outputs.float() - target).square().sum(1)
+                outputs = self.net(images.x[batch]) - at_start
+            loss = half_squared_error(outputs, images.targets[batch])
             self.optimiser.zero_grad(set_to_none=True)
             loss.mean().backward()
             self.optimiser.step()
             loss_sum += loss.detach().sum()
-            shown = outputs.detach() - self.initial_train[batch] if s.zero_output else outputs.detach()
-            right += (shown.argmax(1) == images.y[batch]).sum()
-            if step % STEPS_BETWEEN_CHECKS == 0 and not bool(loss_sum.isfinite()):
+            right += (outputs.detach().argmax(1) == images.y[batch]).sum()
+            # Losses only add up: once over the limit, the epoch's mean ends over it.
+            if step % STEPS_BETWEEN_CHECKS == 0 and not float(loss_sum) <= self.loss_limit * len(images.x):
                 break
-        self._record(float(loss_sum) / len(images.x), 100 * float(right) / len(images.x), autocast)
+        loss_mean, running = float(loss_sum) / len(images.x), 100 * float(right) / len(images.x)
+        self.train_seconds += time.perf_counter() - start
+        if not loss_mean <= self.loss_limit:
+            self.diverged = f"the loss passed {self.loss_limit:.3g}"
+        elif bool((outputs + at_start == 0).all()) and not outputs_of(self.net, images.x, autocast).any():
+            self.diverged = "every output is 0: the ReLUs of a layer have all died"
+        else:
+            self._record(loss_mean, running, autocast)
 
-    def _record(self, loss: float, running: float, autocast: Callable[[], Any]) -> None:
-        if not loss <= self.loss_limit:
-            self.diverged = True
-            return
-        if running >= NEARLY_FITTED:
-            running = _accuracy(_outputs(self.net, self.images.x, autocast) - self.initial_train, self.images.y)
+    def _record(self, loss: float, running: float, autocast: Autocast) -> None:
+        if running >= NEARLY_FITTED or self.epoch + 1 == self.setting.epochs:
+            running = _accuracy(outputs_of(self.net, self.images.x, autocast) - self.initial_train, self.images.y)
             if running == 100.0 and self.fitted_at is None:
                 self.fitted_at = self.epoch + 1
-        test = _accuracy(_outputs(self.net, self.images.x_test, autocast) - self.initial_test, self.images.y_test)
+        test = _accuracy(outputs_of(self.net, self.images.x_test, autocast) - self.initial_test, self.images.y_test)
         for key, value in (("loss", loss), ("train_accuracy", running), ("test_accuracy", test)):
             self.history[key].append(value)
 
-    def begin(self, autocast: Callable[[], Any]) -> None:
+    def begin(self, autocast: Autocast) -> None:
         """What is measured at initialisation, resumed or not."""
         fresh = build(self.setting, self.images)
-        at_start = _outputs(fresh, self.images.x, autocast)
+        at_start = outputs_of(fresh, self.images.x, autocast)
         if self.setting.zero_output:
             self.initial_train = at_start
-            self.initial_test = _outputs(fresh, self.images.x_test, autocast)
+            self.initial_test = outputs_of(fresh, self.images.x_test, autocast)
             at_start = at_start - self.initial_train
         zero_function, start = (
             0.5 * float((f - self.images.targets).square().sum(1).mean())
@@ -211,13 +204,17 @@ class Run:
         self.loss_limit = DIVERGED * max(zero_function, start)
 
     def result(self) -> dict[str, Any]:
-        """Accuracy over the last `settle` epochs, and what led there; accuracy is None for a diverged run."""
+        """Accuracy (%) over the last `settle` epochs, and what led there; accuracy is None for a diverged run.
+
+        diverged: why, or None. The history's loss is the mean over the epoch's batches as they were trained on, and so
+        is its training accuracy below 98 % and before the last epoch; else it is measured after the epoch.
+        """
         last = self.history["test_accuracy"][-self.setting.settle :]
         return {
             "seed": self.setting.seed,
             "lr": self.setting.lr,
-            "accuracy": None if self.diverged else sum(last) / len(last),
-            "train_accuracy": None if self.diverged else self.history["train_accuracy"][-1],
+            "accuracy": None if self.diverged is not None else sum(last) / len(last),
+            "train_accuracy": None if self.diverged is not None else self.history["train_accuracy"][-1],
             "epochs": self.epoch,
             "fitted_at": self.fitted_at,
             "diverged": self.diverged,
@@ -236,7 +233,7 @@ def train(
     run = Run(setting, images, fields)
     if checkpoint.exists():
         run.load(checkpoint)
-    with _precision(setting.precision, images.x.device) as autocast:
+    with arithmetic(setting.precision, images.x.device) as autocast:
         run.begin(autocast)
         saved = time.monotonic()
         while not run.finished:

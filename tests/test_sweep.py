@@ -1,5 +1,8 @@
 """train-cnn: which runs a cell needs, that none is trained twice, and what its record says."""
 
+import contextlib
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +147,63 @@ def test_an_unwritable_folder_and_too_small_a_holdout_are_named(cnn_config: Path
     config, images = prepared(cnn_config, "columns.0.lr=[0.1, 0.2]", "columns.0.holdout=0.001")
     with pytest.raises(ConfigError, match="holdout"):
         sweep.train_all(config, images, tmp_path, CPU, say=quiet)
+
+
+def test_a_run_that_another_process_holds_is_left_to_it_and_waited_for(cnn_config: Path, tmp_path: Path, monkeypatch):
+    config, images = prepared(cnn_config)
+    (cell,) = sweep.cells(config, images, tmp_path)
+    held = cell.path(0.25, 0, sweep.ALL)
+    looks: list[float] = []
+    with contextlib.ExitStack() as other:
+        assert other.enter_context(sweep._alone(held.with_suffix(".lock")))
+
+        def look(seconds: float) -> None:
+            looks.append(seconds)
+            assert len(runs_on_disk(tmp_path)) == 1
+            other.close()
+
+        monkeypatch.setattr(sweep.time, "sleep", look)
+        assert sweep.train_all(config, images, tmp_path, CPU, say=quiet) == 2
+    assert len(looks) == 1
+    assert len(runs_on_disk(tmp_path)) == 2
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from pipeline import sweep
+from pipeline.config import load_config
+from pipeline.draws import load_images
+torch.set_num_threads(1)
+config = load_config(sys.argv[1], ["columns.0.seeds=6"])
+print(sweep.train_all(config, load_images(config), Path(sys.argv[2]), torch.device("cpu"), say=lambda text: None))
+"""
+
+
+def test_two_processes_share_a_sweep(cnn_config: Path, tmp_path: Path):
+    command = [sys.executable, "-c", SCRIPT, str(cnn_config), str(tmp_path / "shared")]
+    root = Path(__file__).parents[1]
+    both = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    trained = [int(process.communicate()[0]) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum(trained) == 6
+    config, images = prepared(cnn_config, "columns.0.seeds=6")
+    assert sweep.train_all(config, images, tmp_path / "shared", CPU, say=quiet) == 0
+    (alone,) = sweep.cells(config, images, tmp_path / "alone")
+    sweep.train_all(config, images, tmp_path / "alone", CPU, sweep.Only(seed=4), quiet)
+    (shared,) = sweep.cells(config, images, tmp_path / "shared")
+    accuracy = [cell.found(0.25, 4, sweep.ALL)["result"]["epochs"] for cell in (alone, shared)]
+    assert accuracy[0] == accuracy[1]
+
+
+def test_the_cost_is_said_before_anything_is_trained(cnn_config: Path, tmp_path: Path):
+    config, images = prepared(cnn_config)
+    said: list[str] = []
+    sweep.train_all(config, images, tmp_path, CPU, say=said.append)
+    assert said[0].startswith("CNN-GAP-30/3: 2 runs of 30 images and at most 3 epochs; ")
+    assert all(word in said[0] for word in ("parameters", "FLOP", "images/s", "MiB"))
+    assert "in all" in said[1]
+    said.clear()
+    sweep.train_all(config, images, tmp_path, CPU, say=said.append)
+    assert said == []

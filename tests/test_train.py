@@ -82,15 +82,45 @@ def test_training_stops_after_it_has_settled_and_accuracy_is_the_mean_since(tmp_
 
 def test_the_epoch_limit_holds(tmp_path: Path):
     run = train(replace(SETTING, lr=1e-6, epochs=4), made(), FIELDS, tmp_path / "c.pt", quiet)
-    assert (run.epoch, run.fitted_at, run.diverged) == (4, None, False)
+    assert (run.epoch, run.fitted_at, run.diverged) == (4, None, None)
 
 
 @pytest.mark.parametrize("lr", [1e3, 1e30])
 def test_a_diverging_rate_ends_at_once_without_an_accuracy(tmp_path: Path, lr: float):
     run = train(replace(SETTING, lr=lr, epochs=50), made(), FIELDS, tmp_path / "c.pt", quiet)
-    assert run.diverged
+    assert run.diverged.startswith("the loss passed")
     assert run.epoch < 5
     assert run.result()["accuracy"] is None
+
+
+def test_divergence_ends_an_epoch_in_its_middle(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(training, "STEPS_BETWEEN_CHECKS", 1)
+    run = Run(replace(SETTING, lr=1e6, batch_size=1), made(), FIELDS)
+    steps = []
+    run.optimiser.register_step_post_hook(lambda *_: steps.append(1))
+    with training.arithmetic("float32", torch.device("cpu")) as autocast:
+        run.begin(autocast)
+        run.train_epoch(autocast)
+    assert run.finished
+    assert len(steps) < 24
+
+
+def test_a_net_whose_relus_have_died_is_no_result(tmp_path: Path):
+    run = Run(SETTING, made(), FIELDS)
+    with torch.no_grad():
+        run.net.convolutions[-1].zero_()
+    with training.arithmetic("float32", torch.device("cpu")) as autocast:
+        run.begin(autocast)
+        run.train_epoch(autocast)
+    assert "died" in run.diverged
+    assert run.result()["accuracy"] is None
+
+
+def test_the_last_epochs_training_accuracy_is_measured(tmp_path: Path):
+    run = train(replace(SETTING, lr=0.02, momentum=0.0, epochs=3), made(), FIELDS, tmp_path / "c.pt", quiet)
+    with torch.no_grad():
+        right = (run.net(run.images.x).argmax(1) == run.images.y).double().mean()
+    assert run.result()["train_accuracy"] == pytest.approx(100 * float(right))
 
 
 def test_zero_output_starts_at_zero(tmp_path: Path):
@@ -156,11 +186,14 @@ def test_a_checkpoint_of_another_run_is_refused_by_field(tmp_path: Path):
         train(SETTING, made(), {**FIELDS, "lr": 0.1}, tmp_path / "c.pt", quiet)
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", None])
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes | None):
+@pytest.mark.parametrize("content", [b"", b"nonsense", None, [1, 2]])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes | list | None):
     path = tmp_path / "c.pt"
     Run(SETTING, made(), FIELDS).save(path)
-    path.write_bytes(path.read_bytes()[:-200] if content is None else content)
+    if isinstance(content, list):
+        torch.save(content, path)
+    else:
+        path.write_bytes(path.read_bytes()[:-200] if content is None else content)
     with pytest.raises(StoreError, match=r"c\.pt: delete it .* damaged"):
         train(SETTING, made(), FIELDS, path, quiet)
 
