@@ -9,9 +9,10 @@ from torch import Tensor
 
 from pipeline.kernels import fused, reference
 from pipeline.kernels.fused import cpu as fused_cpu
+from pipeline.kernels.ntk import nngp, ntk, ntk_layers
 from pipeline.kernels.passes import READOUTS, Pass, plan_passes
 
-__all__ = ["KERNEL_VERSION", "READOUTS", "Pass", "cntk", "cntk_pass", "resolve_backend"]
+__all__ = ["KERNEL_VERSION", "READOUTS", "Pass", "cntk", "cntk_pass", "nngp", "ntk", "ntk_layers", "resolve_backend"]
 
 # Bump by hand when any backend's values change beyond rounding: stores of another version are not reused.
 KERNEL_VERSION = 1
