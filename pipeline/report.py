@@ -7,6 +7,7 @@ from typing import Any
 INDEFINITE = "†"
 OVERLAP = "‡"
 TEST_RULE = "§"
+DIVERGED = "¶"
 MISSING = "–"
 CSV_KEYS = (
     "column",
@@ -45,7 +46,8 @@ def marks(record: dict[str, Any]) -> str:
     """What a reader must know about a cell, as footnote marks."""
     out = INDEFINITE if record.get("indefinite") else ""
     out += OVERLAP if any(d["overlaps"] for d in record.get("by_draw", [])) else ""
-    return out + (TEST_RULE if record.get("lr_rule") == "test" else "")
+    out += TEST_RULE if record.get("lr_rule") == "test" else ""
+    return out + (DIVERGED if record.get("seeds_diverged") else "")
 
 
 def spread(record: dict[str, Any]) -> str:
@@ -85,9 +87,11 @@ def notes(results: dict[str, Any]) -> list[str]:
         lines.append(f"{OVERLAP} some draws share training images.")
     if TEST_RULE in everything:
         lines.append(f"{TEST_RULE} the learning rate was chosen on the test images, as in the paper.")
+    if DIVERGED in everything:
+        lines.append(f"{DIVERGED} some seeds diverged at the reported learning rate: the mean is of the others.")
     lines += [
         f"{r['column']} at depth {r['depth']}: diverged, and left out, at lr {d['lr']:.3g} ({d['lr_share']:.2f} of the "
-        f"largest stable one), seed {d['seed']}."
+        f"largest stable one), seed {d['seed']}{' (holdout)' if d['part'] == 'fit' else ''}: {d['why']}."
         for r in results["records"]
         for d in r.get("diverged", [])
     ]

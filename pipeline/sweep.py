@@ -214,6 +214,7 @@ class Cell:
             "n_test": n_test,
             "test_from": self.column.test.source,
             "seeds": len(values),
+            "seeds_diverged": len(done) - len(values),
             "lr": done[0]["lr"],
             "lr_share": done[0]["lr"] / done[0]["lr_max"],
             "lr_rule": self.rule,
@@ -230,15 +231,16 @@ class Cell:
 
     def _diverged(self) -> list[dict[str, Any]]:
         tried = [(lr, s, part) for lr in self.column.lr for s in range(self.column.seeds) for part in (FIT, ALL)]
-        runs = [self.found(*key) for key in tried]
+        runs = [(part, self.found(lr, s, part)) for lr, s, part in tried]
         return [
             {
                 "lr": run["lr"],
                 "lr_share": run["lr"] / run["lr_max"],
                 "seed": run["result"]["seed"],
+                "part": part,
                 "why": run["result"]["diverged"],
             }
-            for run in runs
+            for part, run in runs
             if run is not None and run["result"]["diverged"] is not None
         ]
 
@@ -320,11 +322,11 @@ def _duration(seconds: float) -> str:
 
 
 def _asked(cell: Cell, only: Only) -> list[tuple[float, int, str]]:
-    """The runs to train next: those the cell wants, or exactly those a filter names."""
+    """The runs to train next: those the cell wants, or those of its own that a filter names."""
     if only.lr is None and only.seed is None:
         return cell.wanted()
-    rates = cell.column.lr if only.lr is None else [only.lr]
-    seeds = range(cell.column.seeds) if only.seed is None else [only.seed]
+    rates = [lr for lr in cell.column.lr if only.lr in (None, lr)]
+    seeds = [seed for seed in range(cell.column.seeds) if only.seed in (None, seed)]
     return [(lr, seed, ALL) for lr in rates for seed in seeds]
 
 

@@ -38,7 +38,7 @@ def results() -> dict:
             {"name": "CNTK-V", "model": "cntk", "readout": "vanilla", "depths": [3], "paper": []},
         ],
         "records": [record("CNTK-GAP", 3, 70.123), record("CNTK-V", 3, 40.0, indefinite=True, readout="vanilla")],
-        "missing": [{"column": "CNTK-GAP", "depth": 4, "needs": "`ntk compute-gram` and `ntk solve`"}],
+        "missing": [{"column": "CNTK-GAP", "depth": 4, "needs": "run `ntk compute-gram` and `ntk solve`"}],
     }
 
 
