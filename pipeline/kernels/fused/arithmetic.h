@@ -1,13 +1,12 @@
 // One ReLU layer of the CNTK recursion at one pixel pair, for a lane of any kind: a float, a double, or a vector of
-// floats. Shared by the CPU loops and the GPU kernels; it includes nothing, so that NVRTC can compile it.
+// floats. Shared by the CPU loops and the GPU kernels; it includes nothing, so that NVRTC can compile it. root(), the square
+// root of a float and a double, is defined before it is included.
 #pragma once
 
 #ifdef __CUDACC__
-#define NTK_INLINE __device__ __forceinline__
-#define NTK_CONST __device__ static constexpr
+#define NTK_INLINE static __device__ __forceinline__
 #else
 #define NTK_INLINE static inline __attribute__((always_inline))
-#define NTK_CONST static constexpr
 #endif
 
 // The scalar of a lane, its rounding unit, and root(): specialised for vectors where those are defined.
@@ -17,7 +16,7 @@ template <class F> struct Arccos;
 
 // arccos(a) = sqrt(1 - a) P(a) on [0, 1]. Abramowitz and Stegun 4.4.46: absolute error 2e-8.
 template <> struct Arccos<float> {
-    NTK_CONST float epsilon = 1.1920929e-7f;
+    static constexpr float epsilon = 1.1920929e-7f;
     template <class L> NTK_INLINE L polynomial(L a) {
         L p = a * -0.0012624911f + 0.0066700901f;
         p = p * a - 0.0170881256f;
@@ -31,7 +30,7 @@ template <> struct Arccos<float> {
 
 // The same form, interpolated at Chebyshev nodes: absolute error 2e-15.
 template <> struct Arccos<double> {
-    NTK_CONST double epsilon = 2.220446049250313e-16;
+    static constexpr double epsilon = 2.220446049250313e-16;
     template <class L> NTK_INLINE L polynomial(L a) {
         L p = a * 0.0000121314459719173014 - 0.000116978481694832635;
         p = p * a + 0.000533432033802751666;
@@ -53,15 +52,15 @@ template <> struct Arccos<double> {
 };
 
 // K = (c_sigma / q^2) n (lam (pi - arccos lam) + sqrt(1 - lam^2)) / (2 pi) and R = Kdot T + K with c_sigma = 2 and
-// q^2 = 9, so both carry 1 / (9 pi).
+// q^2 = 9: both carry 1 / (9 pi), which goes under the square roots, where it costs nothing.
 //
-// s: the inner product S[p, p'].  t: T[p, p'], read only where NTK.  inverse: 1 / n, 0 where n = 0.  deviation:
-// n / (9 pi).  FIRST: the first layer, the only one in which lam may be negative.  lam is returned after it has been
-// set to exactly 1 (or -1) within 4 rounding units of it: arccos would turn a rounding e there into sqrt(2 e).
+// s: the inner product S[p, p'].  t: T[p, p'], read only where NTK.  inverse: 1 / n, 0 where n = 0.  deviation: n.
+// FIRST: the first layer, the only one in which lam may be negative.  lam is returned after it has been set to exactly
+// 1 (or -1) within 4 rounding units of it: arccos would turn a rounding e there into sqrt(2 e).
 template <bool FIRST, bool NTK, class L>
 NTK_INLINE void relu_layer(L s, L t, L inverse, L deviation, L& k, L& r, L& lam) {
     using F = typename Scalar<L>::type;
-    constexpr F pi = F(3.14159265358979323846), per_kdot = F(1.0 / (9.0 * 3.14159265358979323846));
+    constexpr F per_pi = F(1.0 / (9.0 * 3.14159265358979323846)), ninth = F(1.0 / 9.0), unit = per_pi * per_pi;
     const L one = L{} + F(1);
     lam = s * inverse;
     lam = lam > F(1) - 4 * Arccos<F>::epsilon ? one : lam;
@@ -70,13 +69,13 @@ NTK_INLINE void relu_layer(L s, L t, L inverse, L deviation, L& k, L& r, L& lam)
         lam = lam < 4 * Arccos<F>::epsilon - F(1) ? -one : lam;
         a = lam < F(0) ? -lam : lam;
     }
-    const L u = one - a;  // exact for a >= 1/2, where it matters
+    const L u = unit - a * unit;
     const L arc = root(u) * Arccos<F>::polynomial(a);
-    L angle = pi - arc;  // pi - arccos lam
+    L angle = ninth - arc;  // (pi - arccos lam) / (9 pi)
     if constexpr (FIRST) angle = lam < F(0) ? arc : angle;
     k = (lam * angle + root(u * a + u)) * deviation;
     if constexpr (NTK)
-        r = t * (angle * per_kdot) + k;
+        r = t * angle + k;
     else
         r = k;
 }

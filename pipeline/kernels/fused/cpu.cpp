@@ -76,7 +76,7 @@ void exact_row(int columns, const double* __restrict S, const double* __restrict
     for (int c = 0; c < columns; c++) {
         const double inverse = d1[inverses + c] * d2[inverses + c], deviation = d1[c] * d2[c];
         double K, R, lam;
-        relu_layer<true, true>(EQUAL ? deviation / PER_K : S[c], T[c], inverse, deviation, K, R, lam);
+        relu_layer<true, true>(EQUAL ? deviation : S[c], T[c], inverse, deviation, K, R, lam);
         k[c] = K, r[c] = R, sum_k[c] += K, sum_r[c] += R;
     }
 }
