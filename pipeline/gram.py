@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,8 +221,8 @@ def _fill(gram: GramStore, computer: Computer, tiles: list[Tile]) -> None:
         pending: deque[tuple[TileLock, Future]] = deque()
         try:
             for tile, lock in _claim(gram, tiles, bar):
-                values = computer.block(*shape.bounds(tile)).cpu().numpy()
-                pending.append((lock, pool.submit(gram.write, tile, values)))
+                values = _start_copy(computer.block(*shape.bounds(tile)))
+                pending.append((lock, pool.submit(_write, gram, tile, values)))
                 if len(pending) >= WRITES_IN_FLIGHT:
                     _finish(*pending.popleft())
                 computed += _pairs(shape, tile)
@@ -232,6 +232,29 @@ def _fill(gram: GramStore, computer: Computer, tiles: list[Tile]) -> None:
         finally:
             while pending:
                 _finish(*pending.popleft())
+
+
+def _start_copy(values: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Begin to copy a tile to the host; the call returned waits for it, so that the device can be given the next tile."""
+    if values.device.type != "cuda":
+        return values.numpy
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    copies = torch.cuda.Stream(values.device)
+    copies.wait_stream(torch.cuda.current_stream(values.device))
+    with torch.cuda.stream(copies):
+        host.copy_(values, non_blocking=True)
+        values.record_stream(copies)
+        copied = copies.record_event()
+
+    def wait() -> np.ndarray:
+        copied.synchronize()
+        return host.numpy()
+
+    return wait
+
+
+def _write(gram: GramStore, tile: Tile, values: Callable[[], np.ndarray]) -> None:
+    gram.write(tile, values())
 
 
 def _finish(lock: TileLock, written: Future) -> None:

@@ -2,6 +2,7 @@
 // and a block's barriers are where fibers wait for one another. Warps run as far ahead of the others as barriers let
 // them, in either order, so that a missing barrier shows.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -37,25 +38,28 @@ struct Warp {
 };
 
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context;  // where it begins; later it is resumed by a jump, which asks nothing of the system
+    jmp_buf resume;
     std::unique_ptr<char[]> stack;
     Index thread{};
     Warp* warp = nullptr;
     long shuffles = 0, barriers = 0;
-    bool done = true;
+    bool begun = false, done = true;
 };
 
 constexpr int STACK = 256 << 10;
 inline std::vector<Fiber> fibers;
 inline std::vector<Warp> warps;
 inline Fiber* current;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline Index block, grid, size;
 inline long at_barrier;
 inline void (*body)(const void*);
 inline const void* body_state;
 
-inline void wait() { swapcontext(&current->context, &scheduler); }
+inline void wait() {
+    if (!_setjmp(current->resume)) _longjmp(scheduler, 1);
+}
 
 inline void barrier() {
     const long until = ++current->barriers * (long)size.x;
@@ -82,7 +86,7 @@ template <class V> V shuffle(V value, int kind, int source) {
 inline void enter() {
     body(body_state);
     current->done = true;
-    swapcontext(&current->context, &scheduler);
+    _longjmp(scheduler, 1);
 }
 
 inline void start(Fiber& fiber, unsigned thread) {
@@ -95,7 +99,15 @@ inline void start(Fiber& fiber, unsigned thread) {
     fiber.thread = {thread, 0, 0};
     fiber.warp = &warps[thread / 32];
     fiber.shuffles = fiber.barriers = 0;
-    fiber.done = false;
+    fiber.begun = fiber.done = false;
+}
+
+inline void resume(Fiber& fiber) {
+    current = &fiber;
+    if (_setjmp(scheduler)) return;
+    if (fiber.begun) _longjmp(fiber.resume, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
 }
 
 // Run one warp until all its lanes are done or wait at a barrier. Returns whether any lane moved.
@@ -106,8 +118,7 @@ inline bool run_warp(unsigned warp) {
         for (unsigned t = 32 * warp; t < 32 * warp + 32; t++) {
             Fiber& fiber = fibers[t];
             if (fiber.done || at_barrier < fiber.barriers * (long)size.x) continue;
-            current = &fiber;
-            swapcontext(&scheduler, &fiber.context);
+            resume(fiber);
             moved = moving = true;
         }
     }

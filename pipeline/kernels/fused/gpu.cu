@@ -38,7 +38,7 @@ constexpr int BLOCKS_AN_SM = LANE_ROWS * LANE_COLUMNS <= 32 ? 16 / WARPS : 1;
 // As in the CPU kernels: see cpu.cpp.
 constexpr float NEAR_ONE = 1e-3f;
 constexpr int NEAR_ONE_SHARE = 64;
-constexpr int ZERO_OFFSET_THREADS = 256;
+constexpr int ZERO_OFFSET_THREADS = PIXELS < 256 ? (PIXELS + 31) / 32 * 32 : 256;
 constexpr unsigned ALL = 0xffffffffu;
 
 // Copies to shared memory that the thread does not wait for, where the machine has them.
@@ -54,6 +54,21 @@ NTK_INLINE void wait_for_copies() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
+}
+
+// Hides where a value comes from, so that the compiler neither computes it again (a border's factor, in every layer) nor
+// keeps what follows from it (addresses) in registers, which are short.
+NTK_INLINE float opaque(float x) {
+#ifdef __CUDA_ARCH__
+    asm volatile("" : "+f"(x));
+#endif
+    return x;
+}
+NTK_INLINE int opaque(int x) {
+#ifdef __CUDA_ARCH__
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
 }
 
 // Which images a flat pair number means: row by row of (n1, n2), or of the lower triangle where symmetric.
@@ -88,12 +103,12 @@ struct Place {
 #pragma unroll
         for (int c = 0; c <= LANE_COLUMNS; c++) {
             const int j = column + c;
-            across[c] = used && j > 0 && j < COLUMNS && j != COLUMNS - d2 ? 1.f : 0.f;
+            across[c] = opaque(used && j > 0 && j < COLUMNS && j != COLUMNS - d2 ? 1.f : 0.f);
         }
 #pragma unroll
         for (int r = 0; r <= LANE_ROWS; r++) {
             const int i = row + r;
-            down[r] = used && i > 0 && i < ROWS && i != ROWS - d1 ? 1.f : 0.f;
+            down[r] = opaque(used && i > 0 && i < ROWS && i != ROWS - d1 ? 1.f : 0.f);
         }
     }
 };
@@ -158,11 +173,18 @@ NTK_INLINE void multiply_channels(Tile& s, const float* a, const float* b, int o
     }
 }
 
-// One layer: s and t become K and R. Where COUNT, also counts the correlations of nearly 1.
+// One layer: s and t become K and R, FIRST from s alone. Where COUNT, also counts the correlations of nearly 1.
 template <bool FIRST, bool COUNT>
 NTK_INLINE void layer(Tile& s, Tile& t, const Place& place, const float* a, const float* b, int other, int& near) {
     box(s, place);
-    if constexpr (WITH_NTK && (!FIRST || TRAIN_FIRST)) box(t, place);
+    if constexpr (FIRST) {
+#pragma unroll
+        for (int r = 0; r < LANE_ROWS; r++)
+#pragma unroll
+            for (int c = 0; c < LANE_COLUMNS; c++) t[r][c] = TRAIN_FIRST ? s[r][c] : 0.f;
+    } else if constexpr (WITH_NTK) {
+        box(t, place);
+    }
 #pragma unroll
     for (int r = 0; r < LANE_ROWS; r++) {
         float deviation1[LANE_COLUMNS], inverse1[LANE_COLUMNS], deviation2[LANE_COLUMNS], inverse2[LANE_COLUMNS];
@@ -173,7 +195,7 @@ NTK_INLINE void layer(Tile& s, Tile& t, const Place& place, const float* a, cons
             float k, ntk, lam;
             relu_layer<FIRST, WITH_NTK>(s[r][c], t[r][c], inverse1[c] * inverse2[c], deviation1[c] * deviation2[c], k, ntk, lam);
             s[r][c] = k, t[r][c] = ntk;
-            if (COUNT) near += lam > 1.f - NEAR_ONE;
+            if (COUNT && lam > 1.f - NEAR_ONE) near++;
         }
     }
 }
@@ -203,24 +225,37 @@ template <int lanes, class V> NTK_INLINE V lane_sum(V v) {
     return v;
 }
 
+template <class V, int count> NTK_INLINE void copy_all(V* to, const V* from, int thread) {
+    constexpr int whole_rounds = count / THREADS;
+    to += thread, from += thread;
+#pragma unroll
+    for (int n = 0; n < whole_rounds; n++) copy_later(to + n * THREADS, from + n * THREADS);
+    if (thread < count % THREADS) copy_later(to + whole_rounds * THREADS, from + whole_rounds * THREADS);
+}
+
 // A stage of both images to shared memory: the first as it is, the second once for each d2 of the group, rotated by it.
+// A padding column of the second may hold anything finite: the first's normalisers there are 0.
 NTK_INLINE void fill(float* buffer, const float* first, const float* second, int d2) {
-    const int thread = threadIdx.x;
-    if constexpr (STAGE % 4 == 0) {
-        for (int k = thread; k < STAGE / 4; k += THREADS) copy_later((float4*)buffer + k, (const float4*)first + k);
-    } else {
-        for (int k = thread; k < STAGE; k += THREADS) copy_later(buffer + k, first + k);
-    }
-    constexpr int step = THREADS / PADDED_COLUMNS;  // rows at once
-    const int column = thread % PADDED_COLUMNS, first_row = thread / PADDED_COLUMNS;
-    if (first_row >= step) return;
+    const int thread = opaque((int)threadIdx.x);
+    if constexpr (STAGE % 4 == 0)
+        copy_all<float4, STAGE / 4>((float4*)buffer, (const float4*)first, thread);
+    else
+        copy_all<float, STAGE>(buffer, first, thread);
+    // Each thread keeps to one column: what it copies lies at constant distances, but for the rows where it wraps.
+    constexpr int at_once = THREADS / PADDED_COLUMNS;
+    const int column = thread % PADDED_COLUMNS, row = thread / PADDED_COLUMNS;
+    if (THREADS % PADDED_COLUMNS && row >= at_once) return;
+#pragma unroll 1
     for (int g = 0; g < GROUP; g++) {
-        const int from = (column + d2 + g) % COLUMNS;  // a padding column is never 0 / 0: the first image's is 0
-        float* to = buffer + STAGE + g * 2 * WRAPPED + column;
-        for (int row = first_row; row < WRAPPED_ROWS; row += step) {
-            const float* source = second + (row < ROWS ? row : row % ROWS) * PADDED_COLUMNS + from;
-            copy_later(to + row * PADDED_COLUMNS, source);
-            copy_later(to + WRAPPED + row * PADDED_COLUMNS, source + TABLE);
+        const float* from = second + row * PADDED_COLUMNS + (column + d2 + g) % COLUMNS;
+        float* to = buffer + STAGE + g * 2 * WRAPPED + row * PADDED_COLUMNS + column;
+#pragma unroll
+        for (int above = 0; above < WRAPPED_ROWS; above += at_once) {
+            if (above + at_once > WRAPPED_ROWS && row >= WRAPPED_ROWS - above) break;
+            const bool wraps = above >= ROWS || (above + at_once > ROWS && row >= ROWS - above);
+            const float* source = from + (wraps ? above - ROWS : above) * PADDED_COLUMNS;
+            copy_later(to + above * PADDED_COLUMNS, source);
+            copy_later(to + above * PADDED_COLUMNS + WRAPPED, source + TABLE);
         }
     }
 }
@@ -235,12 +270,19 @@ ntk_pooled(const float* images1, const float* images2, whole n2, whole symmetric
            whole layers, const int* read, whole reads, double* partial) {
     __shared__ __align__(16) float buffers[BUFFERS][BUFFER];
     __shared__ double sums[2][2][WARPS];
-    const int warp = threadIdx.x / 32, chunk = blockIdx.x % CHUNKS, stages = (int)(channel_stages + layers);
-    const whole pair = blockIdx.x / CHUNKS;
-    whole i, j;
-    find_pair(first_pair + pair, n2, symmetric, i, j);
-    const float *first = images1 + i * stages * STAGE, *second = images2 + j * stages * STAGE;
-    double* out = partial + (pair * (CHUNKS + 1) + 1 + chunk) * 2 * reads;
+    const int warp = threadIdx.x / 32, chunk = blockIdx.x % CHUNKS, channels = (int)channel_stages;
+    const int stages = channels + (int)layers;
+    // In shared memory, and read anew each time, for registers are short.
+    __shared__ const float *volatile first, *volatile second;
+    __shared__ double* out;
+    if (threadIdx.x == 0) {
+        const whole pair = blockIdx.x / CHUNKS;
+        whole i, j;
+        find_pair(first_pair + pair, n2, symmetric, i, j);
+        first = images1 + i * stages * STAGE, second = images2 + j * stages * STAGE;
+        out = partial + (pair * (CHUNKS + 1) + 1 + chunk) * 2 * reads;
+    }
+    __syncthreads();
     Place place = Place::of_lane();
 
     for (int round = 0; round < ROUNDS; round++) {
@@ -253,47 +295,46 @@ ntk_pooled(const float* images1, const float* images2, whole n2, whole symmetric
         const int b = STAGE + (there ? group : 0) * 2 * WRAPPED + (place.row + d1) % ROWS * PADDED_COLUMNS + place.column;
         // Thread 0 adds up the warps' R, thread 1 their K.
         const auto flush = [&](int stage) {
-            const int slot = stage < channel_stages ? 0 : read[stage - channel_stages];
+            const int slot = read[stage - channels];
             if (!slot || threadIdx.x > 1) return;
             double sum = 0;
             for (int w = 0; w < WARPS; w++) sum += sums[stage % 2][threadIdx.x][w];
             double* to = out + threadIdx.x * reads + slot - 1;
             *to = round ? *to + sum : sum;
         };
-        Tile s = {}, t = {};
-        int near = 0;
-        if (BUFFERS == 2) fill(buffers[0], first, second, chunk * GROUP);
-        for (int stage = 0; stage < stages; stage++) {
-            float* buffer = buffers[BUFFERS == 2 ? stage % 2 : 0];
+        // Waits for a stage's tables, has the next ones copied, and finishes the sums of the stage before.
+        const auto enter = [&](int stage) -> const float* {
             const whole next = (whole)(BUFFERS == 2 ? stage + 1 : stage) * STAGE;
             if (BUFFERS == 1) {
                 __syncthreads();
-                fill(buffer, first + next, second + next, chunk * GROUP);
+                fill(buffers[0], first + next, second + next, chunk * GROUP);
             }
             wait_for_copies();
             __syncthreads();
             if (BUFFERS == 2 && stage + 1 < stages)
                 fill(buffers[(stage + 1) % 2], first + next, second + next, chunk * GROUP);
-            if (stage > 0) flush(stage - 1);
-            if (stage < channel_stages) {
-                multiply_channels(s, buffer + a, buffer + b, WRAPPED);
+            if (stage > channels) flush(stage - 1);
+            return buffers[BUFFERS == 2 ? stage % 2 : 0];
+        };
+        const auto leave = [&](int stage, const Tile& s, const Tile& t) {
+            if (!read[stage - channels]) return;
+            const double r = lane_sum<32>(counts ? tile_sum(t) : 0.0), k = lane_sum<32>(counts ? tile_sum(s) : 0.0);
+            if (threadIdx.x % 32 == 0) sums[stage % 2][0][warp] = r, sums[stage % 2][1][warp] = k;
+        };
+        Tile s = {}, t = {};
+        int near = 0;
+        if (BUFFERS == 2) fill(buffers[0], first, second, chunk * GROUP);
+        for (int stage = 0; stage < stages; stage++) {
+            const float* tables = enter(stage);
+            if (stage < channels) {
+                multiply_channels(s, tables + a, tables + b, WRAPPED);
                 continue;
             }
-            if (stage == channel_stages) {
-                if constexpr (WITH_NTK && TRAIN_FIRST) {
-#pragma unroll
-                    for (int r = 0; r < LANE_ROWS; r++)
-#pragma unroll
-                        for (int c = 0; c < LANE_COLUMNS; c++) t[r][c] = s[r][c];
-                }
-                layer<true, false>(s, t, place, buffer + a, buffer + b, WRAPPED, near);
-            } else {
-                layer<false, false>(s, t, place, buffer + a, buffer + b, WRAPPED, near);
-            }
-            if (read[stage - channel_stages]) {
-                const double r = lane_sum<32>(counts ? tile_sum(t) : 0.0), k = lane_sum<32>(counts ? tile_sum(s) : 0.0);
-                if (threadIdx.x % 32 == 0) sums[stage % 2][0][warp] = r, sums[stage % 2][1][warp] = k;
-            }
+            if (stage == channels)
+                layer<true, false>(s, t, place, tables + a, tables + b, WRAPPED, near);
+            else
+                layer<false, false>(s, t, place, tables + a, tables + b, WRAPPED, near);
+            leave(stage, s, t);
         }
         __syncthreads();
         flush(stages - 1);
@@ -312,8 +353,8 @@ __global__ void ntk_collect(const double* partial, const double* scale1, const d
     out[slot * readout + i * row + j] = sum * (scale1[i] * scale2[j]);
 }
 
-// Vanilla: a block takes one or two first images, and PLANES second ones for each of the warps of either. Pairs to be computed again in double (equal
-// by hash, or nearly equal) are appended to again[1 ...], their number in again[0].
+// Vanilla: a block takes one or two first images, and PLANES second ones for each of the warps of either. Pairs to be
+// computed again in double (equal by hash, or nearly equal) are appended to again[1 ...], their number in again[0].
 __global__ void __launch_bounds__(THREADS, BLOCKS_AN_SM)
 ntk_vanilla(const float* images1, const float* images2, const double* scale1, const double* scale2, const whole* hash1,
             const whole* hash2, whole n1, whole n2, whole symmetric, whole channel_stages, whole layers,
@@ -333,30 +374,22 @@ ntk_vanilla(const float* images1, const float* images2, const double* scale1, co
     const bool leader = there && threadIdx.x % 32 % LANES == 0;
     const double scale = there ? scale1[i] * scale2[j] : 0.0;
     double* to = out + (there ? i * row + j : 0);
-    Tile s = {}, t = {};
+    const auto leave = [&](int h, const Tile& s, const Tile& t) {
+        if (!read[h]) return;
+        const double r = lane_sum<LANES>(tile_sum(t)), k = lane_sum<LANES>(tile_sum(s));
+        const whole slot = read[h] - 1;
+        if (leader) to[slot * readout] = r * scale, to[(reads + slot) * readout] = k * scale;
+    };
+    Tile s = {}, t;
     int near = 0;
-    for (int stage = 0; stage < stages; stage++, a += STAGE, b += STAGE) {
+    for (int stage = 0; stage < channel_stages; stage++, a += STAGE, b += STAGE) multiply_channels(s, a, b, TABLE);
+    layer<true, true>(s, t, place, a, b, TABLE, near);
+    leave(0, s, t);
+    for (int h = 1; h < layers; h++) {
+        a += STAGE, b += STAGE;
         __syncthreads();  // keeps the block's warps on the same tables, which they share through the cache
-        if (stage < channel_stages) {
-            multiply_channels(s, a, b, TABLE);
-            continue;
-        }
-        if (stage == channel_stages) {
-            if constexpr (WITH_NTK && TRAIN_FIRST) {
-#pragma unroll
-                for (int r = 0; r < LANE_ROWS; r++)
-#pragma unroll
-                    for (int c = 0; c < LANE_COLUMNS; c++) t[r][c] = s[r][c];
-            }
-            layer<true, true>(s, t, place, a, b, TABLE, near);
-        } else {
-            layer<false, true>(s, t, place, a, b, TABLE, near);
-        }
-        const int slot = read[stage - channel_stages];
-        if (slot) {
-            const double r = lane_sum<LANES>(tile_sum(t)), k = lane_sum<LANES>(tile_sum(s));
-            if (leader) to[(slot - 1) * readout] = r * scale, to[(reads + slot - 1) * readout] = k * scale;
-        }
+        layer<false, true>(s, t, place, a, b, TABLE, near);
+        leave(h, s, t);
     }
     near = lane_sum<LANES>(near);
     if (leader && (near * NEAR_ONE_SHARE > PIXELS || hash1[i] == hash2[j])) again[1 + atomicAdd(again, 1)] = (int)(i * n2 + j);

@@ -30,7 +30,7 @@ ENTRY_COST, COPY_COST = 28, 3
 SMALLEST_NORM = 1e-18
 # Fixed, never free memory: tables of a strip of images, partial sums of a launch.
 STRIP_BYTES, PARTIAL_BYTES = 512 << 20, 256 << 20
-ZERO_OFFSET_THREADS, AGAIN_BLOCKS, COLLECT_THREADS = 256, 1024, 256
+AGAIN_BLOCKS, COLLECT_THREADS = 1024, 256
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,11 @@ class Layout:
         """Blocks a pair."""
         return -(-self.columns // self.group)
 
+    @property
+    def zero_offset_threads(self) -> int:
+        """Threads of a block that computes a pair's zero offset in float64."""
+        return min(256, -(-self.rows * self.columns // LANES) * LANES)
+
     def cost_of_entry(self) -> float:
         """Instructions an entry-layer of a pair, where warps are full."""
         down, across = self.tiles
@@ -94,7 +99,6 @@ class Layout:
     def cost_of_pair(self) -> float:
         """Lane instructions a layer of all planes of a pair."""
         rounds = -(-self.group * self.rows // (self.warps * self.planes))
-        down, across = self.tiles
         lanes = self.warps * LANES * self.lane_rows * self.lane_columns
         busy = self.planes * self.rows * self.columns / (LANES * self.lane_rows * self.lane_columns)
         return self.chunks * rounds * (lanes * self.cost_of_entry() * busy + COPY_COST * self.buffer)
@@ -104,23 +108,28 @@ class Layout:
         return "".join(f"#define {f.name.upper()} {v}\n" for f, v in zip(fields(self), astuple(self), strict=True))
 
 
-@functools.cache
-def find_layout(height: int, width: int) -> Layout:
-    """The layout of least cost for height x width images, which are transposed where it says (width, height)."""
-    entries = TILE_ENTRIES if height * width <= LANES * TILE_ENTRIES else LARGE_TILE_ENTRIES
-    tiles = [
+def _tiles(height: int, width: int, entries: int) -> list[Layout]:
+    return [
         layout
         for rows, columns in dict.fromkeys([(height, width), (width, height)])
         for c in range(1, min(columns, 8) + 1)
         for r in range(1, min(rows, entries // c) + 1)
         if (layout := Layout(rows, columns, r, c)).tiles[0] * layout.tiles[1] <= LANES
     ]
-    tile = min(tiles, key=Layout.cost_of_entry)
+
+
+@functools.cache
+def find_layout(height: int, width: int) -> Layout:
+    """The layout of least cost for height x width images, which are transposed where it says (width, height)."""
+    tile = min(
+        _tiles(height, width, TILE_ENTRIES) or _tiles(height, width, LARGE_TILE_ENTRIES), key=Layout.cost_of_entry
+    )
     blocks = [
         layout
         for warps in range(MOST_WARPS, 0, -1)
         for group in range(1, tile.columns + 1)
         if 4 * (layout := Layout(*astuple(tile)[:4], warps, group)).buffer <= SHARED_BYTES
+        and layout.padded[1] <= LANES * warps  # a thread copies one column
     ]
     return min(blocks, key=Layout.cost_of_pair)
 
@@ -235,6 +244,8 @@ def unavailable(device: torch.device, height: int, width: int) -> str | None:
             _kernel(device, source(find_layout(height, width), True, False), "ntk_pooled")
     except CompileError as error:
         return str(error)
+    except ImportError as error:
+        return f"cuda-core cannot be imported ({error}): {INSTALL_HINT}"
     except Exception as error:
         return f"the driver cannot load the kernels ({error})"
     return None
@@ -310,7 +321,7 @@ def _pooled(launch: Launch, layout: Layout, a: Images, b: Images, symmetric: boo
         launch(
             "ntk_zero_offset",
             (pairs,),
-            ZERO_OFFSET_THREADS,
+            layout.zero_offset_threads,
             *(a.exact.data_ptr(), b.exact.data_ptr(), a.hash.data_ptr(), b.hash.data_ptr()),
             *(n2, int(symmetric), first, pairs, channels, layers),
             *read,
@@ -362,7 +373,7 @@ def _vanilla(launch: Launch, layout: Layout, a: Images, b: Images, symmetric: bo
     launch(
         "ntk_zero_offset",
         (min(AGAIN_BLOCKS, n1 * n2),),
-        ZERO_OFFSET_THREADS,
+        layout.zero_offset_threads,
         *(a.exact.data_ptr(), b.exact.data_ptr()),
         *hashes,
         *(n2, 0, 0, 0, channels, layers),
