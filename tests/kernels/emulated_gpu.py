@@ -47,10 +47,14 @@ def emulator(device: torch.device, code: str) -> gpu.Launch:
     return launch
 
 
-def cntk(x: Tensor, y: Tensor | None = None, *, depths, readouts, train_first=None, train_last=None, **splits) -> Tensor:
+def cntk(
+    x: Tensor, y: Tensor | None = None, *, depths, readouts, train_first=None, train_last=None, **splits
+) -> Tensor:
     """`pipeline.kernels.cntk` by the emulated kernels."""
     found = {}
     for job in plan_passes(depths, readouts, train_first, train_last):
         values = gpu.cntk_pass(x, y, job, emulator, **splits)
-        found.update({name: values[slot, [job.depths.index(d) for d in depths]] for slot, name in enumerate(job.readouts)})
+        found.update(
+            {name: values[slot, [job.depths.index(d) for d in depths]] for slot, name in enumerate(job.readouts)}
+        )
     return torch.stack([found[name] for name in readouts])

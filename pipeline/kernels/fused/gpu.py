@@ -410,9 +410,7 @@ def cntk_pass(
     read = torch.zeros(layers, dtype=torch.int32)
     read[[depth - 2 for depth in job.depths]] = torch.arange(1, len(job.depths) + 1, dtype=torch.int32)
     read = read.to(x1.device)
-    a, b = (
-        (x.mT if transposed else x).to(torch.float32).contiguous() if x is not None else None for x in (x1, x2)
-    )
+    a, b = ((x.mT if transposed else x).to(torch.float32).contiguous() if x is not None else None for x in (x1, x2))
     assert a is not None
     run = _vanilla if job.family == "vanilla" else _pooled
     size = max(1, strip_bytes // Images.bytes_each(layout, a.shape[1], layers))
