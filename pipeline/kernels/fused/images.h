@@ -15,7 +15,6 @@ namespace {
 constexpr int LANES = 32;
 // Patch norms below this share of the image's largest count as 0: the product of two reciprocals stays a finite float.
 constexpr double SMALLEST_NORM = 1e-18;
-constexpr double PER_K = 1.0 / (9.0 * 3.14159265358979323846);
 
 struct Shape {
     int channels, rows, columns, layers;
@@ -24,7 +23,7 @@ struct Shape {
     int rotated() const { return packed() == 1 ? 2 * LANES : groups() * LANES; }  // floats in a rotated row
     size_t row_block() const { return (size_t)rows * LANES; }
     size_t pixels() const { return (size_t)rows * columns; }
-    // Floats of one image: its pixels, then for each layer its deviations / (9 pi) or so, then their reciprocals.
+    // Floats of one image: its pixels, then for each layer its deviations, then their reciprocals.
     size_t image_floats() const { return (size_t)(channels + 2 * layers) * row_block(); }
 };
 
@@ -110,7 +109,6 @@ void Images::fill(long i) {
     scale_[i] = 1 / scale;
     float* out = lanes_.data() + (i / slots_) * shape.image_floats();
     const int first = slots_ == 1 ? 0 : i % slots_, last = slots_ == 1 ? shape.packed() - 1 : first;
-    const double root_k = std::sqrt(PER_K);
     for (int slot = first; slot <= last; slot++)
         for (int r = 0; r < shape.rows; r++)
             for (int c = 0; c < shape.columns; c++) {
@@ -120,7 +118,7 @@ void Images::fill(long i) {
                     const double value = d[h * n + from] * scale;
                     float* table = out + (shape.channels + 2 * h) * row;
                     const bool empty = value < SMALLEST_NORM;
-                    table[to] = empty ? 0.f : (float)(value * root_k);
+                    table[to] = empty ? 0.f : (float)value;
                     table[row + to] = empty ? 0.f : (float)(1 / value);
                 }
             }
@@ -138,7 +136,7 @@ const double* Images::exact(long i) const {
             for (size_t p = 0; p < n; p++) {
                 const double value = d[h * n + p] / scale_[i];
                 double* table = out.data() + (shape.channels + 2 * h) * n;
-                table[p] = value * std::sqrt(PER_K), table[n + p] = value > 0 ? 1 / value : 0;
+                table[p] = value, table[n + p] = value > 0 ? 1 / value : 0;
             }
     });
     return exact_[i].data();
