@@ -27,28 +27,32 @@ struct Shape {
     size_t image_floats() const { return (size_t)(channels + 2 * layers) * row_block(); }
 };
 
-// sum over the 3 x 3 neighbourhood on the diagonal p = p', in double
-void box(const double* in, double* out, int rows, int columns) {
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++) {
-            double sum = 0;
-            for (int a = std::max(0, i - 1); a <= std::min(rows - 1, i + 1); a++)
-                for (int b = std::max(0, j - 1); b <= std::min(columns - 1, j + 1); b++) sum += in[a * columns + b];
-            out[i * columns + j] = sum;
-        }
+// sum over the 3 x 3 neighbourhood on the diagonal p = p', in double: along rows, then across them
+void box(const double* __restrict in, double* __restrict out, double* __restrict along, int rows, int columns) {
+    for (int i = 0; i < rows; i++) {
+        const double* x = in + i * columns;
+        double* y = along + i * columns;
+        for (int j = 0; j < columns; j++) y[j] = x[j];
+        for (int j = 1; j < columns; j++) y[j] += x[j - 1];
+        for (int j = 0; j < columns - 1; j++) y[j] += x[j + 1];
+    }
+    const int n = rows * columns;
+    for (int p = 0; p < n; p++) out[p] = along[p];
+    for (int p = columns; p < n; p++) out[p] += along[p - columns];
+    for (int p = 0; p < n - columns; p++) out[p] += along[p + columns];
 }
 
 // sqrt(S_h(x, x)[p, p]) for every layer, (layers, pixels) in double: on the diagonal S_{h+1} = box(S_h / 9)
 std::vector<double> deviations(const float* x, const Shape& shape) {
     const size_t n = shape.pixels();
-    std::vector<double> s(n), next(n), out(shape.layers * n);
+    std::vector<double> s(n), next(n), along(n), out(shape.layers * n);
     for (size_t p = 0; p < n; p++) {
         double sum = 0;
         for (int c = 0; c < shape.channels; c++) sum += (double)x[c * n + p] * x[c * n + p];
         s[p] = sum;
     }
     for (int h = 0; h < shape.layers; h++) {
-        box(s.data(), next.data(), shape.rows, shape.columns);
+        box(s.data(), next.data(), along.data(), shape.rows, shape.columns);
         for (size_t p = 0; p < n; p++) out[h * n + p] = std::sqrt(next[p]), s[p] = next[p] / 9;
     }
     return out;
