@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -159,37 +160,60 @@ def compute(
     number of processes may run this at once. repair: first set aside the tiles whose checksum fails.
     """
     provenance = {}
-    for job in plan(config, images, device):
+    work = [
+        _prepare(job, config.gram.tile, images, folder, device, shard, repair, say)
+        for job in plan(config, images, device)
+    ]
+    for gram, computer, mine in work:
         start = time.perf_counter()
-        gram = open_store(job, folder)
-        computer = None
-        if gram is None:
-            computer = Computer(job, images, device)
-            side = config.gram.tile
-            side = tile_side(job, computer.pairs_per_second()) if isinstance(side, str) else side
-            _say_where_else(job, folder, say)
-            folder.mkdir(parents=True, exist_ok=True)
-            gram = stores.create(job.path(folder), job.fields, side, images.image_index)
-        needed = job.tiles(gram.shape)
-        if repair:
-            for tile in gram.damaged(needed - set(gram.missing(needed))):
-                say(f"{gram.path.name}: tile {tile} is damaged: set aside, to be computed anew")
-                gram.discard(tile)
-        missing = gram.missing(needed)
-        say(
-            f"{'/'.join(job.columns)}: {gram.path.name}, {job.backend} {job.dtype}, {len(needed)} tiles of "
-            f"{gram.shape.tile} x {gram.shape.tile} images, {len(needed) - len(missing)} done"
-        )
-        mine = missing[shard[0] - 1 :: shard[1]]
         if mine:
             gram.check_space(len(mine))
-            _fill(gram, computer or Computer(job, images, device), mine)
+            _fill(gram, computer, mine)
             provenance[gram.path.name] = {
-                "columns": list(job.columns),
+                "columns": list(computer.job.columns),
                 "tiles_computed": len(mine),
                 "seconds": round(time.perf_counter() - start, 2),
             }
     return provenance
+
+
+def _prepare(
+    job: GramJob,
+    tile: int | str,
+    images: OrderedImages,
+    folder: Path,
+    device: torch.device,
+    shard: tuple[int, int],
+    repair: bool,
+    say: Any,
+) -> tuple[GramStore, Computer, list[Tile]]:
+    """The job's store, made if it is not there, and this process's missing tiles; says how long they take."""
+    gram, computer = open_store(job, folder), Computer(job, images, device)
+    rate = None
+    if gram is None:
+        rate = computer.pairs_per_second()
+        _say_where_else(job, folder, say)
+        folder.mkdir(parents=True, exist_ok=True)
+        side = tile_side(job, rate) if isinstance(tile, str) else tile
+        gram = stores.create(job.path(folder), job.fields, side, images.image_index)
+    needed = job.tiles(gram.shape)
+    if repair:
+        for bad in gram.damaged(needed - set(gram.missing(needed))):
+            say(f"{gram.path.name}: tile {bad} is damaged: set aside, to be computed anew")
+            gram.discard(bad)
+    missing = gram.missing(needed)
+    mine = missing[shard[0] - 1 :: shard[1]]
+    line = (
+        f"{'/'.join(job.columns)}: {gram.path.name}, {job.backend} {job.dtype}, {len(needed)} tiles of "
+        f"{gram.shape.tile} x {gram.shape.tile} images, {len(needed) - len(missing)} done"
+    )
+    if mine:
+        pairs = sum(_pairs(gram.shape, t) for t in mine)
+        rate = rate or computer.pairs_per_second()
+        seconds = timedelta(seconds=max(1, round(pairs / rate)))
+        line += f"; {pairs:,} pairs left, about {seconds} at {rate:.3g} pairs/s"
+    say(line)
+    return gram, computer, mine
 
 
 def _say_where_else(job: GramJob, folder: Path, say: Any) -> None:
