@@ -259,7 +259,7 @@ def _fill(gram: GramStore, computer: Computer, tiles: list[Tile]) -> None:
 
 
 def _start_copy(values: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Begin to copy a tile to the host; the call returned waits for it, so that the device can be given the next tile."""
+    """Begin to copy a tile to the host; what is returned waits for it, once the device has been given the next tile."""
     if values.device.type != "cuda":
         return values.numpy
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

@@ -31,10 +31,10 @@ def computed(config_path: Path, folder: Path, *overrides: str, **options):
     return config, images
 
 
-def blocks(config, images, folder: Path) -> dict[str, np.ndarray]:
+def blocks(config, images, folder: Path, device: torch.device = CPU) -> dict[str, np.ndarray]:
     """Everything the columns read."""
     out = {}
-    for job in gram.plan(config, images, CPU):
+    for job in gram.plan(config, images, device):
         store = gram.require(job, folder)
         for name, column in zip(config.column_names, config.columns, strict=True):
             if name in job.columns:

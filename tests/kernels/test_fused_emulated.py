@@ -1,4 +1,4 @@
-"""The GPU kernels without a GPU: compiled for every architecture, and run over an emulated warp against the reference."""
+"""The GPU kernels without a GPU: compiled for every architecture, and run over an emulated warp."""
 
 import io
 import itertools
@@ -96,9 +96,11 @@ def test_pixels_of_every_magnitude_and_scale():
     x = images(4, (1, 6, 6)) * 10.0 ** torch.arange(-36, 0).reshape(6, 6)
     x[1] = x[1].flip(-1, -2)
     assert error(x.float(), None, depths=(3, 21), readouts=READOUTS) < BOUND
-    x = images(3, (1, 6, 6)).float()
+    x, y = images(2, (1, 6, 6)).float(), images(2, (1, 6, 6), seed=1).float()
     options = dict(depths=(3, 6), readouts=READOUTS)
-    assert torch.equal(emulated(x * 2.0**60, x, **options), emulated(x, x.clone(), **options) * 2.0**60)
+    for exponent in (-100, 60):
+        factor = torch.tensor(2.0, dtype=torch.float64) ** exponent
+        assert torch.equal(emulated((x * factor).float(), y, **options), emulated(x, y, **options) * factor)
 
 
 @needs_compiler

@@ -1,8 +1,8 @@
 """Fused kernels: a whole offset plane stays close to the arithmetic from the first layer to the last.
 
-`arithmetic.h` is one recursion step for one lane type, shared by the loops over planes in `cpu.cpp`, with images and
-normalisers in `images.h`, and in `gpu.cu`. float32 arithmetic with float64 sums and a float64 zero offset; any H x W with min(H, W) <= 32 and
-max(H, W) <= 64, any number of channels.
+`arithmetic.h` is one recursion step for one lane type, shared by the loops over planes: `cpu.cpp`, with images and
+normalisers in `images.h`, and `gpu.cu`. float32 arithmetic with float64 sums and a float64 zero offset; any H x W with
+min(H, W) <= 32 and max(H, W) <= 64, any number of channels.
 """
 
 import torch

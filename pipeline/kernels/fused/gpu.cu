@@ -298,7 +298,7 @@ ntk_pooled(const float* images1, const float* images2, whole n2, whole symmetric
             const int slot = read[stage - channels];
             if (!slot || threadIdx.x > 1) return;
             double sum = 0;
-            for (int w = 0; w < WARPS; w++) sum += sums[stage % 2][threadIdx.x][w];
+            for (int w = 0; w < WARPS; w++) sum += sums[opaque(stage) % 2][threadIdx.x][w];
             double* to = out + threadIdx.x * reads + slot - 1;
             *to = round ? *to + sum : sum;
         };

@@ -1,10 +1,11 @@
-"""The fused kernels on a GPU: compiled by NVRTC at first use, cached, launched on torch's current stream and tensors."""
+"""The fused kernels on a GPU: compiled by NVRTC at first use, cached, launched on torch's stream and tensors."""
 
 import functools
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def find_layout(height: int, width: int) -> Layout:
         layout
         for warps in range(MOST_WARPS, 0, -1)
         for group in range(1, tile.columns + 1)
-        if 4 * (layout := Layout(*astuple(tile)[:4], warps, group)).buffer <= SHARED_BYTES
+        if 4 * (layout := replace(tile, warps=warps, group=group)).buffer <= SHARED_BYTES
         and layout.padded[1] <= LANES * warps  # a thread copies one column
     ]
     return min(blocks, key=Layout.cost_of_pair)
@@ -251,6 +252,19 @@ def unavailable(device: torch.device, height: int, width: int) -> str | None:
     return None
 
 
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent in float64, by its bits: exact on any device, as torch.ldexp is not."""
+    return (exponent.long() + 1023 << 52).view(torch.float64)
+
+
+def _hashes(x: Tensor) -> Tensor:
+    """(n) integers that are equal for images of equal pixels."""
+    bits = (x + 0.0).flatten(1).view(torch.int32).long()  # + 0: -0 and 0 are equal
+    weights = torch.arange(1, bits.shape[1] + 1, device=x.device) * 0x1E3779B97F4A7C15
+    weights = (weights ^ (weights >> 29)) * 0x3F58476D1CE4E5B9
+    return (bits * (weights | 1)).sum(1)
+
+
 class Images:
     """A strip of images as the kernels read them, scaled by powers of two so that the largest patch norm is near 1.
 
@@ -260,28 +274,22 @@ class Images:
     """
 
     def __init__(self, x: Tensor, layout: Layout, layers: int):
-        n, channels, rows, columns = x.shape
+        channels, rows, columns = x.shape[1:]
         d = torch.stack(deviations(x, layers), 1)
         largest = d[:, 0].flatten(1).amax(1)
         exponent = torch.where(largest > 0, torch.frexp(largest).exponent - 1, 0)
-        ones = torch.ones_like(largest)
-        self.scale = torch.ldexp(ones, exponent)
-        factor = torch.ldexp(ones, -exponent)[:, None, None, None]
-        d = d * factor
-        pixels = x.double() * factor
-        self.exact = torch.cat(
-            [pixels, torch.stack([d, torch.where(d > 0, 1 / d, 0.0)], 2).flatten(1, 2)], 1
-        ).contiguous()
-        present = d >= SMALLEST_NORM
-        tables = torch.stack([torch.where(present, d, 0.0), torch.where(present, 1 / d, 0.0)], 2)
-        pairs = F.pad(pixels, (0, 0, 0, 0, 0, channels % 2)).unflatten(1, (-1, 2))
+        self.scale = _power_of_two(exponent)
+        factor = _power_of_two(-exponent)[:, None, None, None]
+        d, pixels = d * factor, x.double() * factor
+        normalisers = torch.stack([d, torch.where(d > 0, 1 / d, 0.0)], 2)
+        self.exact = torch.cat([pixels, normalisers.flatten(1, 2)], 1).contiguous()
+        channel_pairs = F.pad(pixels, (0, 0, 0, 0, 0, channels % 2)).unflatten(1, (-1, 2))
+        present = (d >= SMALLEST_NORM)[:, :, None]
+        stages = torch.cat([channel_pairs, torch.where(present, normalisers, 0.0)], 1).float()
         height, width = layout.padded
-        both = torch.cat([pairs, tables], 1).float()
-        self.tables = F.pad(both, (0, width - columns, 0, height - rows)).contiguous()
-        bits = (x + 0.0).flatten(1).view(torch.int32).long()  # + 0: -0 and 0 are equal
-        odd = torch.randint(2**62, bits.shape[1:], generator=torch.Generator().manual_seed(0)).to(x.device) * 2 + 1
-        self.hash = (bits * odd).sum(1)
-        self.channel_stages = pairs.shape[1]
+        self.tables = F.pad(stages, (0, width - columns, 0, height - rows)).contiguous()
+        self.hash = _hashes(x)
+        self.channel_stages = channel_pairs.shape[1]
 
     @staticmethod
     def bytes_each(layout: Layout, channels: int, layers: int) -> int:
@@ -304,7 +312,7 @@ class _Output:
 
     def arguments(self) -> tuple[int, int, int]:
         """Pointer and strides, in doubles, of rows and of readouts."""
-        return self.corner.data_ptr(), self.corner.stride(2), self.corner.stride(1)
+        return self.corner.data_ptr(), self.corner.stride(2), self.corner.stride(1)  # (2, reads) are one run
 
 
 def _pooled(launch: Launch, layout: Layout, a: Images, b: Images, symmetric: bool, layers: int, out: _Output) -> None:
@@ -397,10 +405,10 @@ def cntk_pass(
     make_launcher: Callable[[torch.device, str], Launch] = launcher,
     strip_bytes: int = STRIP_BYTES,
 ) -> Tensor:
-    """One readout family at all depths: as `reference.cntk_pass`, float32, on the images' GPU and torch's current stream.
+    """One readout family at all depths: as `reference.cntk_pass`, float32, on the images' GPU.
 
-    Returns without waiting for the GPU. A pair's value depends on its two images alone: not on the block, the strip or
-    the other images. Raises CompileError.
+    Works on torch's current stream and returns without waiting for it. A pair's value depends on its two images
+    alone: not on the block, the strip or the other images. Raises CompileError.
     """
     layers = max(job.depths) - 1
     height, width = x1.shape[2:]
@@ -409,7 +417,8 @@ def cntk_pass(
     launch = make_launcher(x1.device, source(layout, job.ntk, job.train_first))
     read = torch.zeros(layers, dtype=torch.int32)
     read[[depth - 2 for depth in job.depths]] = torch.arange(1, len(job.depths) + 1, dtype=torch.int32)
-    read = read.to(x1.device)
+    if x1.device.type == "cuda":
+        read = read.pin_memory().to(x1.device, non_blocking=True)
     a, b = ((x.mT if transposed else x).to(torch.float32).contiguous() if x is not None else None for x in (x1, x2))
     assert a is not None
     run = _vanilla if job.family == "vanilla" else _pooled
@@ -420,7 +429,7 @@ def cntk_pass(
         first = Images(a[rows], layout, layers)
         for columns in _strips(n2, size):
             if b is None and columns.start > rows.start:
-                break
+                break  # above the diagonal: mirrored
             diagonal = b is None and columns == rows
             second = first if diagonal else Images((a if b is None else b)[columns], layout, layers)
             corner = sums[:, :, rows, columns]
@@ -430,3 +439,23 @@ def cntk_pass(
             elif b is None:
                 sums[:, :, columns, rows] = corner.mT
     return values_of(sums, job, height * width)
+
+
+def multiply_adds_per_second(device: torch.device, seconds: float = 0.2) -> float:
+    """float32 multiply-adds a second that a GPU's threads start when they do nothing else, the best of three tries."""
+    device = _indexed(device)
+    launch = launcher(device, source(find_layout(1, 1), False, False))
+    blocks, threads, chains = 16 * torch.cuda.get_device_properties(device).multi_processor_count, 256, 8
+    out = torch.empty(blocks * threads, device=device)
+
+    def spent(rounds: int) -> float:
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        launch("ntk_multiply_adds", (blocks,), threads, rounds, out.data_ptr())
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    rounds = 1 << 12
+    spent(rounds)
+    rounds = max(rounds, int(rounds * seconds / spent(rounds)))
+    return blocks * threads * chains * rounds / min(spent(rounds) for _ in range(3))
