@@ -23,6 +23,7 @@ from pipeline.store import GramStore, Shape, Tile, TileLock
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SECONDS_A_TILE = 30.0
 LARGEST_TILE_BYTES = 256 << 20
+SMALLEST_TILE = 16  # a file a tile: smaller ones cost more to handle than to lose
 FEWEST_TILES_A_SIDE = 4
 WRITES_IN_FLIGHT = 2
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -121,16 +122,19 @@ class Computer:
         return cntk_pass(self.x[rows], other, self.job.job, backend=self.job.backend, dtype=DTYPES[self.job.dtype])
 
     def pairs_per_second(self) -> float:
-        """Measured on growing blocks until one takes long enough to tell."""
+        """Measured on growing blocks until one takes long enough to tell; the better of two tries each."""
         side, most = 1, len(self.x) // 2
         self.block(slice(0, 1), slice(0, 1))
         while True:
-            start = time.perf_counter()
-            self.block(slice(0, side), slice(most, most + side)).sum().item()
-            seconds = time.perf_counter() - start
-            if seconds > 0.5 or 2 * side > most:
+            seconds = min(self._seconds(slice(0, side), slice(most, most + side)) for _ in range(2))
+            if seconds > 0.25 or 2 * side > most:
                 return side**2 / seconds
             side *= 2
+
+    def _seconds(self, rows: slice, columns: slice) -> float:
+        start = time.perf_counter()
+        self.block(rows, columns).sum().item()
+        return time.perf_counter() - start
 
 
 def tile_side(job: GramJob, rate: float) -> int:
@@ -139,7 +143,8 @@ def tile_side(job: GramJob, rate: float) -> int:
     rate: pairs/s. A divisor of the smallest draw is preferred: its blocks then end where tiles end.
     """
     pixel_bytes = 8 * len(job.job.depths) * len(job.job.readouts)
-    side = min((rate * SECONDS_A_TILE) ** 0.5, (LARGEST_TILE_BYTES / pixel_bytes) ** 0.5)
+    side = max(SMALLEST_TILE, (rate * SECONDS_A_TILE) ** 0.5)
+    side = min(side, (LARGEST_TILE_BYTES / pixel_bytes) ** 0.5)
     draws = sorted(len(columns) for _, columns in job.blocks)
     side = max(1, int(min(side, -(-draws[-1] // FEWEST_TILES_A_SIDE))))
     return next((s for s in range(side, side // 2, -1) if draws[0] % s == 0), side)
