@@ -248,7 +248,7 @@ def unavailable(device: torch.device, height: int, width: int) -> str | None:
     except ImportError as error:
         return f"cuda-core cannot be imported ({error}): {INSTALL_HINT}"
     except Exception as error:
-        return f"the driver cannot load the kernels ({error})"
+        return f"the driver cannot load the kernels ({error}): update it, or install NVRTC of the CUDA that it supports"
     return None
 
 
