@@ -45,7 +45,8 @@ constexpr unsigned ALL = 0xffffffffu;
 template <class V> NTK_INLINE void copy_later(V* to, const V* from) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
-                 "n"(sizeof(V)));
+                 "n"(sizeof(V))
+                 : "memory");
 #else
     *to = *from;
 #endif

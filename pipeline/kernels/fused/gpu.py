@@ -29,8 +29,8 @@ SHARED_BYTES = 46 << 10  # of the 48 KB that every GPU gives a block
 ENTRY_COST, COPY_COST = 28, 3
 # As in images.h: patch norms below this share of the image's largest count as 0.
 SMALLEST_NORM = 1e-18
-# Fixed, never free memory: tables of a strip of images, partial sums of a launch.
-STRIP_BYTES, PARTIAL_BYTES = 512 << 20, 256 << 20
+# Fixed, never free memory: tables of a strip of images, its images at most, partial sums of a launch.
+STRIP_BYTES, STRIP_IMAGES, PARTIAL_BYTES = 512 << 20, 2048, 256 << 20
 AGAIN_BLOCKS, COLLECT_THREADS = 1024, 256
 
 log = logging.getLogger(__name__)
@@ -220,11 +220,14 @@ def launcher(device: torch.device, code: str) -> Launch:
     """How to launch the kernels of `code` on torch's current stream of `device`. Raises CompileError."""
     from cuda.core import Device, LaunchConfig, launch
 
+    device = _indexed(device)
+
     def run(name: str, grid: tuple[int, ...], threads: int, *arguments: int) -> None:
-        on = Device(device.index)
-        on.set_current()
-        stream = on.create_stream(_TorchStream(device))
-        launch(stream, LaunchConfig(grid=grid, block=threads), _kernel(device, code, name), *arguments)
+        with torch.cuda.device(device):  # and back to the caller's
+            on = Device(device.index)
+            on.set_current()
+            stream = on.create_stream(_TorchStream(device))
+            launch(stream, LaunchConfig(grid=grid, block=threads), _kernel(device, code, name), *arguments)
 
     return run
 
@@ -422,7 +425,7 @@ def cntk_pass(
     a, b = ((x.mT if transposed else x).to(torch.float32).contiguous() if x is not None else None for x in (x1, x2))
     assert a is not None
     run = _vanilla if job.family == "vanilla" else _pooled
-    size = max(1, strip_bytes // Images.bytes_each(layout, a.shape[1], layers))
+    size = max(1, min(STRIP_IMAGES, strip_bytes // Images.bytes_each(layout, a.shape[1], layers)))
     n1, n2 = len(a), len(a if b is None else b)
     sums = torch.zeros((2, len(job.depths), n1, n2), dtype=torch.float64, device=a.device)
     for rows in _strips(n1, size):
