@@ -10,7 +10,8 @@ from pipeline.errors import NtkError
 from pipeline.precision import arithmetic
 
 MOST_IMAGES = 1024
-IMAGES_AT_ONCE = 128
+# The second backward pass keeps several times what training on as many images does.
+IMAGES_AT_ONCE = 64
 MOST_STEPS = 20
 # The estimate is rounded to three digits: once a step changes it by less than this share it stands.
 STANDS = 1e-4
