@@ -66,6 +66,13 @@ def test_notes_say_what_is_marked_and_what_would_fill_a_gap(results: dict):
     assert "‡ some draws share training images" in "\n".join(report.notes(results))
 
 
+def test_seeds_that_never_fitted_their_images_are_said(results: dict):
+    notes = "\n".join(report.notes(with_networks(results, (8,))))
+    assert "net-w8 at depth 3: 1 of 2 seeds did not reach 100 % training accuracy in 1 epochs; mean" in notes
+    results["records"][-1]["runs"] = results["records"][-1]["runs"][:1]
+    assert "did not reach" not in "\n".join(report.notes(results))
+
+
 def test_markdown_is_a_table_and_text_is_aligned(results: dict):
     lines = report.markdown(results).splitlines()
     assert lines[2] == "| depth | CNTK-GAP | CNTK-V |"
@@ -93,9 +100,14 @@ def with_networks(results: dict, widths: tuple[int, ...], **kernel_column) -> di
     results["config"]["columns"] += [{"name": n, "readout": "gap", **IMAGES} for n in names]
     results["config"]["columns"][0].update(kernel_column)
     history = {"loss": [0.4, 0.1], "train_accuracy": [50.0, 100.0], "test_accuracy": [40.0, 60.0]}
-    runs = [{"history": history}, {"history": {key: values[:1] for key, values in history.items()}}]
+    cut = {key: values[:1] for key, values in history.items()}
+    runs = [
+        {"history": history, "fitted_at": 2, "diverged": None, "epochs": 2},
+        {"history": cut, "fitted_at": None, "diverged": None, "epochs": 1},
+    ]
     for name, width in zip(names, widths, strict=True):
-        results["records"].append(record(name, 3, 50.0 + width, model="cnn", width=width, seeds=2, runs=runs))
+        network = {"model": "cnn", "width": width, "seeds": 2, "runs": runs, "train_accuracy": 75.0}
+        results["records"].append(record(name, 3, 50.0 + width, **network))
     return results
 
 
