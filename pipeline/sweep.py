@@ -27,7 +27,7 @@ from pipeline.files import digest, fingerprint, read_json, write_json
 from pipeline.lr import MOST_STEPS, largest_stable_lr
 from pipeline.progress import progress
 from pipeline.regression import standard_error, targets
-from pipeline.train import Images, Run, Setting, build, train
+from pipeline.train import LOSS, Images, Run, Setting, build, train
 
 # Bump by hand when the same setting trains another way: earlier runs are not reused.
 SWEEP_VERSION = 3
@@ -222,7 +222,11 @@ class Cell:
             "seeds_diverged": len(done) - len(values),
             "lr": done[0]["lr"],
             "lr_share": done[0]["lr"] / done[0]["lr_max"],
+            "lr_unit": self.column.lr_unit,
             "lr_rule": self.rule,
+            "loss": LOSS,
+            "batch_size": self.column.batch_size,
+            "momentum": self.column.momentum,
             "train_accuracy": float(np.mean([r["train_accuracy"] for r in results])),
             "epochs": float(np.mean([r["epochs"] for r in results])),
             "diverged": self._diverged(),

@@ -119,7 +119,9 @@ def test_where_every_rate_diverges_the_cell_says_so(cnn_config: Path, tmp_path: 
 def test_absolute_rates_are_taken_as_they_are(cnn_config: Path, tmp_path: Path):
     config, images = prepared(cnn_config, "columns.0.lr=[0.01]", "columns.0.lr_unit=absolute")
     sweep.train_all(config, images, tmp_path, CPU, say=quiet)
-    assert collect(config, images, tmp_path, CPU)["results"]["records"][0]["lr"] == 0.01
+    (record,) = collect(config, images, tmp_path, CPU)["results"]["records"]
+    assert (record["lr"], record["lr_unit"]) == (0.01, "absolute")
+    assert "summed over outputs, mean over the batch" in record["loss"]
 
 
 def test_only_the_runs_asked_for_are_trained(cnn_config: Path, tmp_path: Path):
