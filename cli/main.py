@@ -154,6 +154,21 @@ def status(
     stages.status(stages.begin(config, overrides, runs, RESULTS, device, quiet=True), verify)
 
 
+@app.command()
+def bench(
+    results: Results = RESULTS,
+    device: Device = "auto",
+    seconds: Annotated[float, typer.Option(min=0.01, help="About half of what each figure may take.")] = 2.0,
+) -> None:
+    """Measure every kernel backend here: entry-layers/s, the share of the machine's limit, the full table's time.
+
+    V and GAP, 8 x 8 and 32 x 32 images, depths 3 and 21; about two minutes. Writes results/bench/DEVICE.json.
+    """
+    from cli import stages
+
+    stages.bench(results, device, seconds)
+
+
 def main() -> None:
     """Run the command line; errors meant for the user are one line on stderr and an exit status."""
     try:
