@@ -19,7 +19,7 @@ from pipeline.data import download as fetch
 from pipeline.device import resolve_device
 from pipeline.draws import OrderedImages, draw, load_images
 from pipeline.errors import Incomplete
-from pipeline.figures import accuracy_figure, gram_figure
+from pipeline.figures import accuracy_figure, curves_figure, gram_figure, width_figure
 from pipeline.files import write_atomic, write_json, write_text
 from pipeline.html import page
 from pipeline.workspace import Workspace, open_workspace
@@ -115,6 +115,12 @@ def report(session: Session) -> None:
     collected = records.collect(work.config, session.images, work.run, session.device)
     found = collected["results"]
     figures = {"Test accuracy against depth": ("accuracy.png", accuracy_figure(found))}
+    for caption, name, png in (
+        ("Networks against width, beside the kernel they tend to", "width.png", width_figure(found)),
+        ("Training curves of the networks, a line a seed", "curves.png", curves_figure(found)),
+    ):
+        if png:
+            figures[caption] = (name, png)
     heat_map = _heat_map(session)
     if heat_map:
         figures[heat_map[0]] = ("gram.png", heat_map[1])
