@@ -17,7 +17,8 @@ LINES = {"cnn": ("-", "o"), "cntk": ("--", "s"), "nngp": (":", "^")}
 TITLES = {"vanilla": "vanilla readout", "gap": "global average pooling"}
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """PNG of a figure, which is closed."""
     out = io.BytesIO()
     # No software or date in the file: the same records give the same bytes.
     figure.savefig(out, format="png", dpi=140, metadata={"Software": None})
@@ -43,7 +44,7 @@ def accuracy_figure(results: dict[str, Any]) -> bytes:
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=9)
     axes[0][0].set_ylabel("test accuracy (%)")
-    return _png(figure)
+    return to_png(figure)
 
 
 def _line(axis: Any, results: dict[str, Any], column: dict[str, Any], alpha: float) -> None:
@@ -85,4 +86,4 @@ def gram_figure(k: np.ndarray, y: np.ndarray, classes: tuple[str, ...], title: s
     axis.set_yticks(middles, names, fontsize=8)
     axis.set(title=title, xlabel=f"{len(k)} training images, sorted by class")
     figure.colorbar(image, label="K(x, x') / √(K(x, x) K(x', x'))")
-    return _png(figure)
+    return to_png(figure)
