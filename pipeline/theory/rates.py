@@ -41,8 +41,8 @@ def fit_rates(
     for e in errors:
         order = np.argsort(e, axis=None, kind="stable")
         ranked, owner = e.reshape(-1)[order], order // e.shape[1]
-        measured.append(_quantiles(ranked, np.ones((1, e.size)), quantiles)[0])
-        counts = rng.multinomial(len(e), np.full(len(e), 1 / len(e)), size=resamples)
+        measured.append(_quantiles(ranked, np.ones((1, e.size), np.int32), quantiles)[0])
+        counts = rng.multinomial(len(e), np.full(len(e), 1 / len(e)), size=resamples).astype(np.int32)
         blocks = [counts[k : k + RESAMPLES_AT_ONCE, owner] for k in range(0, resamples, RESAMPLES_AT_ONCE)]
         drawn.append(np.concatenate([_quantiles(ranked, block, quantiles) for block in blocks]))
     values, samples = np.stack(measured), np.stack(drawn)
@@ -62,5 +62,5 @@ def _log(values: np.ndarray) -> np.ndarray:
 
 def _quantiles(ranked: np.ndarray, counts: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
     """Quantiles of sorted values that each stand counts times: (resamples, len(quantiles))."""
-    reached = np.cumsum(counts, axis=1)
+    reached = np.cumsum(counts, axis=1, dtype=np.int32)
     return np.stack([ranked[(reached >= q * reached[:, -1:]).argmax(axis=1)] for q in quantiles], axis=1)

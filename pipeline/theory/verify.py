@@ -81,9 +81,9 @@ def _initialisation(size: theorem1.InitialisationSize, device: torch.device) -> 
     text = (
         f"Fully connected ReLU networks of L = 1 to {size.deepest} hidden layers: {size.seeds} seeds at each width "
         f"from {size.widths[0]} to {size.widths[-1]}, {size.inputs} digits of norm 1, errors pooled over seeds and "
-        "pairs, intervals from whole seeds drawn anew. The finite NTK is the sum over layers of <b, b'> <g, g'>. The signals "
-        "g and b are sampled exactly in law without the weight matrices; the first claim checks that law against "
-        f"drawn weights ({size.law_seeds} networks each of width {theorem1.LAW_WIDTH} and L = {theorem1.LAW_LAYERS}). "
+        "pairs, intervals from whole seeds drawn anew. The finite NTK is the sum over layers of <b, b'> <g, g'>. "
+        "The signals g and b are sampled exactly in law without the weight matrices; the first claim checks that "
+        f"law against drawn weights ({size.law_seeds} of each, width {theorem1.LAW_WIDTH}, L = {theorem1.LAW_LAYERS}). "
         "Theorem 1 allows an error of (L + 1) eps at width of order L^6 eps^-4: its bound falls like width^-1/4."
     )
     pictures = {"theorem1.png": figures.initialisation(found), "theorem1-layers.png": figures.layers(found)}
