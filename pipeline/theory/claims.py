@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.theory.criteria import QUADRATURE, Claim, at_most, rate_below, rate_inside, same_law
+from pipeline.theory.criteria import FALLING, QUADRATURE, Claim, at_most, rate_below, rate_inside, same_law
 from pipeline.theory.quadrature import VARIANCES, QuadratureErrors
 from pipeline.theory.theorem1 import Initialisation
 from pipeline.theory.theorem2 import Run, largest
@@ -11,8 +11,10 @@ from pipeline.theory.training import LOSS_TARGET
 QUANTILES = (0.5, 0.9)
 MEDIAN = 0.5
 # The initial function is kappa f_0 to the letter; what is left is the noise of finitely many seeds.
-NOISE_BAND = (0.9, 1.1)
+NOISE_BAND = (0.85, 1.15)
 DRIFT_OVER_KAPPA = -0.5
+# CNTK-GAP is ill-conditioned: at a few hundred channels H is too far from H* for errors to be small perturbations.
+FALLING_GAP = -0.1
 
 
 def _named(quantile: float) -> str:
@@ -58,12 +60,12 @@ def of_cnn_initialisation(found: dict[str, list], widths: Sequence[int]) -> list
     ]
 
 
-def of_training(name: str, runs: Sequence[Run]) -> list[Claim]:
-    """A trained network tends to kernel regression, and its kernel stays put."""
+def of_training(name: str, runs: Sequence[Run], limit: float = FALLING) -> list[Claim]:
+    """A trained network tends to kernel regression, and its kernel stays put. limit: of the exponents."""
     widths = [run.width for run in runs]
 
     def falls(what: str, errors: list) -> Claim:
-        return rate_below(f"{name}: {what}", widths, errors, MEDIAN)
+        return rate_below(f"{name}: {what}", widths, errors, MEDIAN, limit)
 
     return [
         at_most(f"{name}: every network is trained to the end (largest loss)", _worst_loss(runs), LOSS_TARGET),

@@ -62,7 +62,6 @@ class Run:
     limit: Tensor
     training: Training
     flow: Flow
-    rate: float
 
     @property
     def final_loss(self) -> float:
@@ -125,10 +124,9 @@ def _run(
     growth: float = CHECKPOINT_GROWTH,
 ) -> Run:
     k_train, k_test = (kappa**2 * k for k in kernels)
-    rate = stable_rate(k_train, share)
-    training = train(ensemble, problem.y, rate, growth=growth, watch=watch)
+    training = train(ensemble, problem.y, stable_rate(k_train, share), growth=growth, watch=watch)
     flow = Flow.beside(training, k_train, k_test, problem.y)
-    return Run(width, kappa, problem, k_train, training, flow, rate)
+    return Run(width, kappa, problem, k_train, training, flow)
 
 
 def _connected(

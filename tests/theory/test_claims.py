@@ -82,7 +82,6 @@ def run(width: int, kappa: float = 1.0) -> Run:
             start * (1 + drift),
         ),
         flow,
-        1.0,
     )
 
 
