@@ -36,11 +36,11 @@ def _powers(first: int, last: int) -> tuple[int, ...]:
 
 QUICK = Plan(
     theorem1.InitialisationSize(_powers(6, 10), seeds=400),
-    theorem1.CnnInitialisationSize(_powers(4, 7), seeds=800),
+    theorem1.CnnInitialisationSize(_powers(4, 7), seeds=600),
     TrainingSize(_powers(6, 10), seeds=20, hidden_layers=1, share=0.05),
     TrainingSize(_powers(6, 9), seeds=10, hidden_layers=2),
-    theorem2.KappaSize((0.1, 0.2, 0.5, 1.0, 2.0, 5.0), width=256, seeds=80),
-    TrainingSize(_powers(5, 8), seeds=40, hidden_layers=2, share=0.2, each=1),
+    theorem2.KappaSize((0.1, 0.2, 0.5, 1.0, 2.0, 5.0), width=256, seeds=60),
+    TrainingSize(_powers(5, 8), seeds=24, hidden_layers=2, share=0.2, each=1),
 )
 FULL = Plan(
     theorem1.InitialisationSize(_powers(6, 13), seeds=400, law_seeds=4000),

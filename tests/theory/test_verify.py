@@ -117,9 +117,17 @@ def test_an_experiment_that_goes_wrong_fails_its_claims(monkeypatch):
     assert any("training curve" in claim for claim in failed)
 
 
+def test_an_unknown_device_ends_in_one_clear_line(tmp_path: Path):
+    command = [sys.executable, "-m", "cli.main", "verify", "--quick", "--device", "cuda:99", "--results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --device cuda:99: no such device")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_the_quick_run_holds(tmp_path: Path):
     command = [sys.executable, "-m", "cli.main", "verify", "--quick", "--results", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "theory-quick" / "summary.md").is_file()
