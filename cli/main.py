@@ -27,7 +27,7 @@ ConfigName = Annotated[
     str,
     typer.Argument(
         metavar="[CONFIG]",
-        help="A bundled config (digits, cifar10, cifar10-2k) or the path of a YAML file.",
+        help="A bundled config (digits, digits-width, cifar10, cifar10-2k) or the path of a YAML file.",
         autocompletion=_complete_config,
     ),
 ]
@@ -168,6 +168,21 @@ def verify(
     from cli import verify as verifying
 
     verifying.verify(quick, results, device)
+
+
+@app.command()
+def bench(
+    results: Results = RESULTS,
+    device: Device = "auto",
+    seconds: Annotated[float, typer.Option(min=0.01, help="About half of what each figure may take.")] = 2.0,
+) -> None:
+    """Measure every kernel backend here: entry-layers/s, the share of the machine's limit, the full table's time.
+
+    V and GAP, 8 x 8 and 32 x 32 images, depths 3 and 21; about two minutes. Writes results/bench/DEVICE.json.
+    """
+    from cli import stages
+
+    stages.bench(results, device, seconds)
 
 
 def main() -> None:

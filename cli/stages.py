@@ -1,5 +1,6 @@
 """What each command does: open the workspace, call the pipeline's stage, say what came of it."""
 
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline import bench as speed
 from pipeline import gram, sweep
 from pipeline import report as tables
 from pipeline import results as records
@@ -17,8 +19,8 @@ from pipeline.data import download as fetch
 from pipeline.device import resolve_device
 from pipeline.draws import OrderedImages, draw, load_images
 from pipeline.errors import Incomplete
-from pipeline.figures import accuracy_figure, gram_figure
-from pipeline.files import write_atomic, write_text
+from pipeline.figures import accuracy_figure, curves_figure, gram_figure, width_figure
+from pipeline.files import write_atomic, write_json, write_text
 from pipeline.html import page
 from pipeline.workspace import Workspace, open_workspace
 
@@ -113,6 +115,12 @@ def report(session: Session) -> None:
     collected = records.collect(work.config, session.images, work.run, session.device)
     found = collected["results"]
     figures = {"Test accuracy against depth": ("accuracy.png", accuracy_figure(found))}
+    for caption, name, png in (
+        ("Networks against width, beside the kernel they tend to", "width.png", width_figure(found)),
+        ("Training curves of the networks, a line a seed", "curves.png", curves_figure(found)),
+    ):
+        if png:
+            figures[caption] = (name, png)
     heat_map = _heat_map(session)
     if heat_map:
         figures[heat_map[0]] = ("gram.png", heat_map[1])
@@ -176,3 +184,13 @@ def status(session: Session, verify: bool) -> None:
         print(f"  {cell['column']} at depth {cell['depth']}: {cell['needs']}")
     if missing or damaged or found["missing"]:
         raise Incomplete(f"{work.config.name} is not finished: `ntk run {work.config.name}` goes on where it stopped")
+
+
+def bench(results: Path, device: str, seconds: float) -> None:
+    """The speed of every backend on a device."""
+    found = speed.run_bench(resolve_device(device), seconds, say)
+    print(speed.format_bench(found))
+    name = re.sub(r"[^a-z0-9]+", "-", found["machine"]["device"].lower()).strip("-")
+    path = results / "bench" / f"{name}.json"
+    write_json(path, found)
+    say(f"wrote {path}")

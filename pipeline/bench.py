@@ -11,13 +11,17 @@ from torch import Tensor
 from pipeline.device import describe
 from pipeline.kernels import Pass, cntk_pass, reference, resolve_backend
 from pipeline.kernels.fused import cpu as fused_cpu
+from pipeline.kernels.fused import gpu as fused_gpu
 from pipeline.kernels.passes import TRAINED_BY_DEFAULT
 
 IMAGES = ((1, 8, 8), (3, 32, 32))
 DEPTHS = (3, 21)
-# Vector instructions an entry-layer of the fused CPU loop, square roots and comparisons counted like multiply-adds: 61
-# for two vectors of 16 entries (NTK, any layer but the first; objdump of the AVX-512 build by GCC 12).
-OPERATIONS = 30.5
+# What takes a multiply-add's place in an entry-layer of the fused loops (NTK, any layer but the first). On a CPU only
+# multiplies and multiply-adds: 30 for two vectors of 16 entries (objdump of the AVX-512 build by GCC 12); its 16
+# additions, comparisons, shuffles and square roots can run beside them on other units. On a GPU every instruction takes
+# an issue slot: 947 for the 32 entries of a lane (nvdisasm of the 32 x 32 kernel for sm_90 by NVRTC 13.0). No kernel of
+# this arithmetic passes that limit.
+MULTIPLY_ADDS = {"cpu": 15.0, "cuda": 947 / 32}
 # Enough that every layer of a batch goes through main memory, as in an implementation layer by layer.
 UNFUSED_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}
 CIFAR10_TRAIN, CIFAR10_TEST = 50_000, 10_000
@@ -31,6 +35,8 @@ def _backends(device: torch.device) -> dict[str, Compute]:
         name: functools.partial(cntk_pass, backend=name, dtype=torch.float32) for name in sorted(names)
     }
     budget = UNFUSED_BYTES[device.type]
+    if device.type == "cuda":
+        budget = min(budget, torch.cuda.get_device_properties(device).total_memory // 4)
     found["layer by layer"] = functools.partial(reference.cntk_pass, dtype=torch.float32, byte_budget=budget)
     return found
 
@@ -40,6 +46,9 @@ def _pairs_per_second(
 ) -> tuple[float, int]:
     """On square blocks that grow until one takes `seconds` or so: (pairs/s, side of the last block)."""
     side = 2
+    if device.type == "cuda":  # the first call of a kind compiles and loads its kernels
+        x = torch.ones(1, *shape, device=device)
+        compute(x, x, job).sum().item()
     while True:
         x = torch.randn(2 * side, *shape, generator=torch.Generator().manual_seed(0)).to(device)
         start = time.perf_counter()
@@ -50,24 +59,33 @@ def _pairs_per_second(
         side = max(side + 1, int(side * min(4.0, (seconds / spent) ** 0.5)))
 
 
+def _limit(device: torch.device) -> dict[str, float] | None:
+    backend = resolve_backend("auto", device, torch.float32, 32, 32)
+    if backend == "fused-cpu":
+        issue = fused_cpu.multiply_adds_per_second(torch.get_num_threads())
+    elif backend == "fused-cuda":
+        issue = fused_gpu.multiply_adds_per_second(device)
+    else:
+        return None
+    each = MULTIPLY_ADDS[device.type]
+    return {
+        "multiply_adds_per_second": issue,
+        "multiply_adds_per_entry_layer": each,
+        "entry_layers_per_second": issue / each,
+    }
+
+
 def run_bench(
     device: torch.device, seconds: float = 2.0, say: Callable[[str], Any] = lambda line: None
 ) -> dict[str, Any]:
     """Measure every backend that `device` has, on random images; each figure takes about twice `seconds`.
 
-    Returns a dict for JSON: "machine", "limit" (on a CPU with a compiler: multiply-adds/s of all threads, and the
-    entry-layers/s they would allow), and "rates": backend, readout, image, depth, pairs, entry_layers_per_second,
+    Returns a dict for JSON: "machine", "limit" (where fused kernels run: multiply-adds/s of the whole device, and
+    the entry-layers/s they would allow), and "rates": backend, readout, image, depth, pairs, entry_layers_per_second,
     share_of_limit (None without a limit) and, at 32 x 32, full_table_hours: all of CIFAR-10's training and
     test pairs at this rate. `say` is called with a line before each measurement.
     """
-    limit = None
-    if device.type == "cpu" and fused_cpu.unavailable() is None:
-        issue = fused_cpu.multiply_adds_per_second(torch.get_num_threads())
-        limit = {
-            "multiply_adds_per_second": issue,
-            "operations_per_entry_layer": OPERATIONS,
-            "entry_layers_per_second": issue / OPERATIONS,
-        }
+    limit = _limit(device)
     rates = []
     for name, compute in _backends(device).items():
         for readout in ("vanilla", "gap"):
@@ -105,7 +123,7 @@ def format_bench(bench: dict[str, Any]) -> str:
     if limit:
         lines.append(
             f"limit: {limit['multiply_adds_per_second']:.3g} multiply-adds/s measured, over "
-            f"{limit['operations_per_entry_layer']} operations an entry-layer: "
+            f"{limit['multiply_adds_per_entry_layer']:.3g} an entry-layer: "
             f"{limit['entry_layers_per_second']:.3g} entry-layers/s"
         )
     lines.append(

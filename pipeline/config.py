@@ -174,11 +174,11 @@ class KernelColumn(_Column):
 class CnnColumn(_Column):
     """The finite network of the same depth and readout, trained by SGD on 1/2 |f - y|^2, mean over the batch.
 
-    width: channels.  kappa: factor on the output.  lr: learning rates to choose from, as shares of the largest
-    stable one (lr_unit: max) or as they are (absolute).  select: choose by accuracy on a held-out share of the
-    training images, or, as the paper did, on the test images.  epochs: the limit; training stops `settle` epochs
-    after training accuracy has reached 100 %, and accuracy is the mean over those.  zero_output: subtract the
-    initial function, so that the output starts at 0.
+    width: channels; in the YAML a list stands for a column each, CNN-GAP-w8, CNN-GAP-w16, ...  kappa: factor on the
+    output.  lr: learning rates to choose from, as shares of the largest stable one (lr_unit: max) or as they are
+    (absolute).  select: choose by accuracy on a held-out share of the training images, or, as the paper did, on the
+    test images.  epochs: the limit; training stops `settle` epochs after training accuracy has reached 100 %, and
+    accuracy is the mean over those.  zero_output: subtract the initial function, so that the output starts at 0.
     """
 
     model: Literal["cnn"]
@@ -201,6 +201,8 @@ class CnnColumn(_Column):
         self._refuse_untrained()
         if self.train.draws > 1:
             raise ValueError("a cnn column has seeds, not draws")
+        if len(set(self.lr)) < len(self.lr):
+            raise ValueError("lr holds a learning rate twice")
         return self
 
 
@@ -235,8 +237,12 @@ class Config(_Model):
 
     @property
     def column_names(self) -> list[str]:
-        """One name a column, in order."""
-        return [c.name or default_name(c) for c in self.columns]
+        """One name a column, in order; networks that would share one add their width."""
+        names = [c.name or default_name(c) for c in self.columns]
+        return [
+            f"{name}-w{c.width}" if isinstance(c, CnnColumn) and names.count(name) > 1 else name
+            for name, c in zip(names, self.columns, strict=True)
+        ]
 
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults and column names included, as plain data."""
@@ -316,21 +322,39 @@ MODELS: tuple[type[BaseModel], ...] = (
 TAGS = ("cntk", "nngp", "cnn", "digits", "cifar10", "npz")
 
 
-def _explain(error: ValidationError) -> str:
+def _each_width(column: Any) -> list[Any]:
+    """The columns that one entry of the YAML stands for: one for each of its widths."""
+    widths = column.get("width") if isinstance(column, dict) else None
+    return [{**column, "width": width} for width in widths] if isinstance(widths, list) and widths else [column]
+
+
+def _key(location: tuple[int | str, ...], entries: list[int]) -> str:
+    """A problem's key in the YAML; entries: each column's number there."""
+    parts = list(location)
+    if parts[:1] == ["columns"] and len(parts) > 1:
+        parts[1] = entries[int(parts[1])]
+    # pydantic puts the tag of a discriminated union into the path; it is no key of the YAML.
+    return ".".join(str(part) for k, part in enumerate(parts) if not (k > 0 and part in TAGS)) or "config"
+
+
+def _explain(error: ValidationError, entries: list[int]) -> str:
     """The first problem on one line, named by its full key."""
     problems = error.errors()
     first = problems[0]
-    # pydantic puts the tag of a discriminated union into the path; it is no key of the YAML.
-    location = [str(part) for k, part in enumerate(first["loc"]) if not (k > 0 and part in TAGS)]
-    key = ".".join(location) or "config"
+    key = _key(first["loc"], entries)
+    distinct = {_key(p["loc"], entries) for p in problems if p["type"] != "too_short" or p["input"] == []}
     message = first["msg"].removeprefix("Value error, ").replace("a valid array", "a list")
+    message = message.replace(
+        "Tuple should have at least 1 item after validation, not 0", "should hold at least 1 item"
+    )
     if first["type"] == "extra_forbidden":
-        known = {f.alias or name for model in MODELS for name, f in model.model_fields.items()} - {location[-1]}
-        close = difflib.get_close_matches(location[-1], known, n=1)
+        unknown = str(first["loc"][-1])
+        known = {f.alias or name for model in MODELS for name, f in model.model_fields.items()} - {unknown}
+        close = difflib.get_close_matches(unknown, known, n=1)
         message = "unknown key" + (f"; did you mean {close[0]}?" if close else "")
     elif first["type"] != "missing" and not isinstance(first["input"], dict | list):
         message += f", not {first['input']!r}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    more = f" (and {len(distinct) - 1} more)" if len(distinct) > 1 else ""
     return f"{key}: {message}{more}"
 
 
@@ -346,9 +370,14 @@ def load_config(config: str, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"{path} should be a mapping with name, data and columns, not a {type(tree).__name__}")
     for assignment in overrides or []:
         _override(tree, assignment)
+    entries: list[int] = []
+    if isinstance(tree.get("columns"), list):
+        expanded = [_each_width(column) for column in tree["columns"]]
+        entries = [k for k, columns in enumerate(expanded) for _ in columns]
+        tree["columns"] = [column for columns in expanded for column in columns]
     try:
         return Config.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from error
+        raise ConfigError(f"{path}: {_explain(error, entries)}") from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: holds a value that is not text, a number, a list or a mapping: {error}") from error

@@ -1,4 +1,4 @@
-"""Figures: accuracy against depth, and a Gram matrix sorted by class. Each returns PNG bytes."""
+"""Figures: accuracy against depth and width, training curves, a Gram matrix by class. Each returns PNG bytes."""
 
 import io
 from typing import Any
@@ -15,6 +15,9 @@ from pipeline.report import paper_value
 COLOURS = {"vanilla": "#2a6fbb", "gap": "#d1603d"}
 LINES = {"cnn": ("-", "o"), "cntk": ("--", "s"), "nngp": (":", "^")}
 TITLES = {"vanilla": "vanilla readout", "gap": "global average pooling"}
+MAP = plt.get_cmap("viridis")
+# What a network and a kernel must share for the gap between them to mean anything.
+SAME = ("readout", "train", "test", "train_first", "train_last")
 
 
 def to_png(figure: Figure) -> bytes:
@@ -65,6 +68,100 @@ def _line(axis: Any, results: dict[str, Any], column: dict[str, Any], alpha: flo
     published = [(d, paper_value(column, d)) for d in column["depths"] if paper_value(column, d) is not None]
     if published:
         axis.plot(*zip(*published, strict=True), marker, mfc="none", color=colour, alpha=alpha, markersize=9)
+
+
+def width_figure(results: dict[str, Any]) -> bytes | None:
+    """Networks against width, a panel a readout, a colour a depth: accuracy above, with the kernel's as a dashed line;
+    below, network minus kernel. Bars: one standard error. None unless some network comes in two widths.
+    """
+    lines = _width_lines(results)
+    readouts = [r for r in COLOURS if any(readout == r for readout, _, _ in lines)]
+    if not readouts:
+        return None
+    figure, axes = plt.subplots(
+        2, len(readouts), figsize=(1 + 4.6 * len(readouts), 6.2), sharex="col", sharey="row", squeeze=False,
+        height_ratios=(3, 2), layout="constrained",
+    )  # fmt: skip
+    for (above, below), readout in zip(axes.T, readouts, strict=True):
+        mine = [(depth, nets, kernel) for r, nets, kernel in lines if r == readout for depth in [nets[0]["depth"]]]
+        for k, (depth, nets, kernel) in enumerate(sorted(mine, key=lambda line: line[0])):
+            colour, widths = MAP(0.85 * k / max(1, len(mine) - 1)), [r["width"] for r in nets]
+            accuracy = np.array([r["accuracy"] for r in nets])
+            bars = {"color": colour, "capsize": 2.5, "markersize": 5, "marker": "o"}
+            above.errorbar(widths, accuracy, yerr=[r["standard_error"] for r in nets], label=f"L = {depth}", **bars)
+            if kernel:
+                above.axhline(kernel["accuracy"], linestyle="--", color=colour)
+                below.errorbar(widths, accuracy - kernel["accuracy"], yerr=[r["standard_error"] for r in nets], **bars)
+        ticks = sorted({r["width"] for _, nets, _ in mine for r in nets})
+        below.set_xscale("log", base=2)
+        below.set_xticks(ticks, [str(width) for width in ticks], fontsize=9)
+        below.minorticks_off()
+        below.axhline(0, linestyle="--", color="#666", linewidth=1)
+        above.set(title=TITLES[readout])
+        below.set(xlabel="width (channels)")
+        above.plot([], [], "--", color="#666", label="CNTK")
+        above.legend(frameon=False, fontsize=9)
+        above.grid(alpha=0.25)
+        below.grid(alpha=0.25)
+    axes[0][0].set_ylabel("test accuracy (%)")
+    axes[1][0].set_ylabel("CNN minus CNTK (points)")
+    return to_png(figure)
+
+
+Line = tuple[str, list[dict[str, Any]], dict[str, Any] | None]
+
+
+def _width_lines(results: dict[str, Any]) -> list[Line]:
+    """Readout, records by width and the kernel's record, for every network that comes in at least two widths."""
+    columns = {c["name"]: c for c in results["config"]["columns"]}
+
+    def shared(record: dict[str, Any]) -> str:
+        column = columns[record["column"]]
+        return repr([record["depth"], *(column[key] for key in SAME)])
+
+    kernels = {shared(r): r for r in reversed(results["records"]) if r["model"] == "cntk" and not r["ridge"]}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in results["records"]:
+        if record["model"] == "cnn":
+            groups.setdefault(shared(record), []).append(record)
+    return [
+        (nets[0]["readout"], sorted(nets, key=lambda r: r["width"]), kernels.get(key))
+        for key, nets in groups.items()
+        if len({r["width"] for r in nets}) > 1
+    ]
+
+
+def curves_figure(results: dict[str, Any]) -> bytes | None:
+    """Loss, training and test accuracy against epoch, a row a readout, a colour a cell, a thin line a seed.
+
+    None where no network is trained. A diverged run's line ends where it diverged.
+    """
+    nets = [r for r in results["records"] if r["model"] == "cnn"]
+    readouts = [r for r in COLOURS if any(record["readout"] == r for record in nets)]
+    if not readouts:
+        return None
+    panels = {"loss": "loss", "train_accuracy": "training accuracy (%)", "test_accuracy": "test accuracy (%)"}
+    figure, axes = plt.subplots(
+        len(readouts), 3, figsize=(12, 0.6 + 3.2 * len(readouts)), sharey="col", squeeze=False, layout="constrained"
+    )
+    for row, readout in zip(axes, readouts, strict=True):
+        cells = [r for r in nets if r["readout"] == readout]
+        several = len({r["column"] for r in cells}) > 1
+        for k, cell in enumerate(cells):
+            label = f"{cell['column']}/{cell['depth']}" if several else f"L = {cell['depth']}"
+            colour = MAP(0.85 * k / max(1, len(cells) - 1))
+            for axis, key in zip(row, panels, strict=True):
+                for run in cell["runs"]:
+                    values = run["history"][key]
+                    axis.plot(range(1, len(values) + 1), values, color=colour, linewidth=0.8, alpha=0.8)
+            row[-1].plot([], [], color=colour, label=label)
+        row[0].set_yscale("log")
+        row[1].set_title(TITLES[readout])
+        row[-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+        for axis, name in zip(row, panels.values(), strict=True):
+            axis.set(ylabel=name, xlabel="epoch")
+            axis.grid(alpha=0.25)
+    return to_png(figure)
 
 
 def gram_figure(k: np.ndarray, y: np.ndarray, classes: tuple[str, ...], title: str) -> bytes:

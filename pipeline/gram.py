@@ -2,9 +2,10 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline.store import GramStore, Shape, Tile, TileLock
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SECONDS_A_TILE = 30.0
 LARGEST_TILE_BYTES = 256 << 20
+SMALLEST_TILE = 16  # a file a tile: smaller ones cost more to handle than to lose
 FEWEST_TILES_A_SIDE = 4
 WRITES_IN_FLIGHT = 2
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -120,16 +122,19 @@ class Computer:
         return cntk_pass(self.x[rows], other, self.job.job, backend=self.job.backend, dtype=DTYPES[self.job.dtype])
 
     def pairs_per_second(self) -> float:
-        """Measured on growing blocks until one takes long enough to tell."""
+        """Measured on growing blocks until one takes long enough to tell; the better of two tries each."""
         side, most = 1, len(self.x) // 2
         self.block(slice(0, 1), slice(0, 1))
         while True:
-            start = time.perf_counter()
-            self.block(slice(0, side), slice(most, most + side)).sum().item()
-            seconds = time.perf_counter() - start
-            if seconds > 0.5 or 2 * side > most:
+            seconds = min(self._seconds(slice(0, side), slice(most, most + side)) for _ in range(2))
+            if seconds > 0.25 or 2 * side > most:
                 return side**2 / seconds
             side *= 2
+
+    def _seconds(self, rows: slice, columns: slice) -> float:
+        start = time.perf_counter()
+        self.block(rows, columns).sum().item()
+        return time.perf_counter() - start
 
 
 def tile_side(job: GramJob, rate: float) -> int:
@@ -138,7 +143,8 @@ def tile_side(job: GramJob, rate: float) -> int:
     rate: pairs/s. A divisor of the smallest draw is preferred: its blocks then end where tiles end.
     """
     pixel_bytes = 8 * len(job.job.depths) * len(job.job.readouts)
-    side = min((rate * SECONDS_A_TILE) ** 0.5, (LARGEST_TILE_BYTES / pixel_bytes) ** 0.5)
+    side = max(SMALLEST_TILE, (rate * SECONDS_A_TILE) ** 0.5)
+    side = min(side, (LARGEST_TILE_BYTES / pixel_bytes) ** 0.5)
     draws = sorted(len(columns) for _, columns in job.blocks)
     side = max(1, int(min(side, -(-draws[-1] // FEWEST_TILES_A_SIDE))))
     return next((s for s in range(side, side // 2, -1) if draws[0] % s == 0), side)
@@ -159,37 +165,60 @@ def compute(
     number of processes may run this at once. repair: first set aside the tiles whose checksum fails.
     """
     provenance = {}
-    for job in plan(config, images, device):
+    work = [
+        _prepare(job, config.gram.tile, images, folder, device, shard, repair, say)
+        for job in plan(config, images, device)
+    ]
+    for gram, computer, mine in work:
         start = time.perf_counter()
-        gram = open_store(job, folder)
-        computer = None
-        if gram is None:
-            computer = Computer(job, images, device)
-            side = config.gram.tile
-            side = tile_side(job, computer.pairs_per_second()) if isinstance(side, str) else side
-            _say_where_else(job, folder, say)
-            folder.mkdir(parents=True, exist_ok=True)
-            gram = stores.create(job.path(folder), job.fields, side, images.image_index)
-        needed = job.tiles(gram.shape)
-        if repair:
-            for tile in gram.damaged(needed - set(gram.missing(needed))):
-                say(f"{gram.path.name}: tile {tile} is damaged: set aside, to be computed anew")
-                gram.discard(tile)
-        missing = gram.missing(needed)
-        say(
-            f"{'/'.join(job.columns)}: {gram.path.name}, {job.backend} {job.dtype}, {len(needed)} tiles of "
-            f"{gram.shape.tile} x {gram.shape.tile} images, {len(needed) - len(missing)} done"
-        )
-        mine = missing[shard[0] - 1 :: shard[1]]
         if mine:
             gram.check_space(len(mine))
-            _fill(gram, computer or Computer(job, images, device), mine)
+            _fill(gram, computer, mine)
             provenance[gram.path.name] = {
-                "columns": list(job.columns),
+                "columns": list(computer.job.columns),
                 "tiles_computed": len(mine),
                 "seconds": round(time.perf_counter() - start, 2),
             }
     return provenance
+
+
+def _prepare(
+    job: GramJob,
+    tile: int | str,
+    images: OrderedImages,
+    folder: Path,
+    device: torch.device,
+    shard: tuple[int, int],
+    repair: bool,
+    say: Any,
+) -> tuple[GramStore, Computer, list[Tile]]:
+    """The job's store, made if it is not there, and this process's missing tiles; says how long they take."""
+    gram, computer = open_store(job, folder), Computer(job, images, device)
+    rate = None
+    if gram is None:
+        rate = computer.pairs_per_second()
+        _say_where_else(job, folder, say)
+        folder.mkdir(parents=True, exist_ok=True)
+        side = tile_side(job, rate) if isinstance(tile, str) else tile
+        gram = stores.create(job.path(folder), job.fields, side, images.image_index)
+    needed = job.tiles(gram.shape)
+    if repair:
+        for bad in gram.damaged(needed - set(gram.missing(needed))):
+            say(f"{gram.path.name}: tile {bad} is damaged: set aside, to be computed anew")
+            gram.discard(bad)
+    missing = gram.missing(needed)
+    mine = missing[shard[0] - 1 :: shard[1]]
+    line = (
+        f"{'/'.join(job.columns)}: {gram.path.name}, {job.backend} {job.dtype}, {len(needed)} tiles of "
+        f"{gram.shape.tile} x {gram.shape.tile} images, {len(needed) - len(missing)} done"
+    )
+    if mine:
+        pairs = sum(_pairs(gram.shape, t) for t in mine)
+        rate = rate or computer.pairs_per_second()
+        seconds = timedelta(seconds=max(1, round(pairs / rate)))
+        line += f"; {pairs:,} pairs left, about {seconds} at {rate:.3g} pairs/s"
+    say(line)
+    return gram, computer, mine
 
 
 def _say_where_else(job: GramJob, folder: Path, say: Any) -> None:
@@ -221,8 +250,8 @@ def _fill(gram: GramStore, computer: Computer, tiles: list[Tile]) -> None:
         pending: deque[tuple[TileLock, Future]] = deque()
         try:
             for tile, lock in _claim(gram, tiles, bar):
-                values = computer.block(*shape.bounds(tile)).cpu().numpy()
-                pending.append((lock, pool.submit(gram.write, tile, values)))
+                values = _start_copy(computer.block(*shape.bounds(tile)))
+                pending.append((lock, pool.submit(_write, gram, tile, values)))
                 if len(pending) >= WRITES_IN_FLIGHT:
                     _finish(*pending.popleft())
                 computed += _pairs(shape, tile)
@@ -232,6 +261,29 @@ def _fill(gram: GramStore, computer: Computer, tiles: list[Tile]) -> None:
         finally:
             while pending:
                 _finish(*pending.popleft())
+
+
+def _start_copy(values: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Begin to copy a tile to the host; what is returned waits for it, once the device has been given the next tile."""
+    if values.device.type != "cuda":
+        return values.numpy
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    copies = torch.cuda.Stream(values.device)
+    copies.wait_stream(torch.cuda.current_stream(values.device))
+    with torch.cuda.stream(copies):
+        host.copy_(values, non_blocking=True)
+        values.record_stream(copies)
+        copied = copies.record_event()
+
+    def wait() -> np.ndarray:
+        copied.synchronize()
+        return host.numpy()
+
+    return wait
+
+
+def _write(gram: GramStore, tile: Tile, values: Callable[[], np.ndarray]) -> None:
+    gram.write(tile, values())
 
 
 def _finish(lock: TileLock, written: Future) -> None:

@@ -100,6 +100,14 @@ def notes(results: dict[str, Any]) -> list[str]:
         for r in results["records"]
         if "early_stopping" in r
     ]
+    for r in results["records"]:
+        unfitted = [run for run in r.get("runs", []) if run["fitted_at"] is None and run["diverged"] is None]
+        if unfitted:
+            lines.append(
+                f"{r['column']} at depth {r['depth']}: {len(unfitted)} of {len(r['runs'])} seeds did not reach 100 % "
+                f"training accuracy in {max(run['epochs'] for run in unfitted)} epochs; mean training accuracy "
+                f"{r['train_accuracy']:.1f} %."
+            )
     by_need: dict[str, list[str]] = {}
     for cell in results["missing"]:
         by_need.setdefault(cell["needs"], []).append(f"{cell['column']}/{cell['depth']}")

@@ -75,6 +75,8 @@ def solve_all(config: Config, images: OrderedImages, folder: Path, device: torch
         for name, column, depth, job in cells(config, images, device)
         if finished_cell(folder, name, depth, cell_fields(column, depth, job, images)) is None
     ]
+    if not todo:
+        return 0
     stores = {job.path(folder): require(job, folder) for _, _, _, job in todo}
     total = sum(column.train.draws for _, column, _, _ in todo)
     with progress("solve", total, "system") as bar:

@@ -319,6 +319,6 @@ class GramStore:
         need, free = tiles * self.shape.tile_bytes, shutil.disk_usage(self.path).free
         if need > free:
             raise NtkError(
-                f"{self.path}: {tiles} tiles need {need / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free: make "
-                "room, or give another folder with --runs"
+                f"{self.path}: {tiles} tiles need {need / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free: "
+                "make room, or give another folder with --runs"
             )

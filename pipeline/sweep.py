@@ -24,13 +24,13 @@ from pipeline.device import describe
 from pipeline.draws import OrderedImages, draw
 from pipeline.errors import ConfigError, NtkError
 from pipeline.files import digest, fingerprint, read_json, write_json
-from pipeline.lr import largest_stable_lr
+from pipeline.lr import MOST_STEPS, largest_stable_lr
 from pipeline.progress import progress
 from pipeline.regression import standard_error, targets
-from pipeline.train import Images, Run, Setting, build, train
+from pipeline.train import LOSS, Images, Run, Setting, build, train
 
 # Bump by hand when the same setting trains another way: earlier runs are not reused.
-SWEEP_VERSION = 2
+SWEEP_VERSION = 3
 ALL, FIT = "all", "fit"
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -183,7 +183,12 @@ class Cell:
         fields = {**self.fields(0.0, 0, ALL), "kind": "largest stable learning rate"}
         path = self.folder / f"{self.name}-L{self.depth}-lr_max-{fingerprint(fields)}.json"
         if not path.exists():
-            write_json(path, {"lr_max": largest_stable_lr(build(setting, images), images.x), "fields": fields})
+            with progress(f"{self.name}/{self.depth} largest stable lr", MOST_STEPS, "step") as bar:
+                try:
+                    lr_max = largest_stable_lr(build(setting, images), images.x, bar.update)
+                except NtkError as error:
+                    raise NtkError(f"column {self.name}, depth {self.depth}: {error}") from error
+            write_json(path, {"lr_max": lr_max, "fields": fields})
         return float(read_json(path)["lr_max"])
 
     def record(self) -> dict[str, Any] | None:
@@ -217,7 +222,11 @@ class Cell:
             "seeds_diverged": len(done) - len(values),
             "lr": done[0]["lr"],
             "lr_share": done[0]["lr"] / done[0]["lr_max"],
+            "lr_unit": self.column.lr_unit,
             "lr_rule": self.rule,
+            "loss": LOSS,
+            "batch_size": self.column.batch_size,
+            "momentum": self.column.momentum,
             "train_accuracy": float(np.mean([r["train_accuracy"] for r in results])),
             "epochs": float(np.mean([r["epochs"] for r in results])),
             "diverged": self._diverged(),

@@ -15,6 +15,8 @@ from pipeline.errors import StoreError
 from pipeline.files import write_atomic
 from pipeline.precision import Autocast, arithmetic
 
+# A learning rate means nothing without it.
+LOSS = "1/2 |f - y|^2, summed over outputs, mean over the batch"
 EVALUATE_AT_ONCE = 256
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 STEPS_BETWEEN_CHECKS = 16

@@ -8,8 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.cnn import CNN
+from pipeline.errors import NtkError
 from pipeline.kernels import cntk
-from pipeline.lr import largest_stable_lr
+from pipeline.lr import MOST_STEPS, largest_stable_lr
 
 ENDS = [(first, last) for first in (False, True) for last in (False, True)]
 
@@ -117,3 +118,21 @@ def test_the_largest_stable_lr_is_that_of_the_kernel(readout, depth):
     # A narrow net has a top eigenvalue of its own.
     assert largest_stable_lr(net, x) == pytest.approx(expected, rel=0.4)
     assert largest_stable_lr(net, x) == float(f"{largest_stable_lr(net, x):.3g}")
+
+
+def test_a_network_without_a_gradient_has_no_largest_lr():
+    net = CNN((1, 5, 5), 3, depth=4, width=4, readout="gap", train_first=True, train_last=True)
+    with torch.no_grad():
+        net.convolutions[0].zero_()
+    with pytest.raises(NtkError, match="gradient is 0 on every image"):
+        largest_stable_lr(net, images(4, (1, 5, 5)))
+
+
+def test_power_iteration_stops_once_the_estimate_stands():
+    x, steps = images(12, (1, 5, 5)), []
+    net = CNN((1, 5, 5), 3, depth=5, width=64, readout="gap", train_first=False, train_last=False)
+    found = largest_stable_lr(net, x, lambda: steps.append(1))
+    gradients = [torch.autograd.grad(f, list(net.convolutions)[1:], retain_graph=True) for f in net(x).flatten()]
+    jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in gradients]).double()
+    assert found == pytest.approx(2 * len(x) / float(torch.linalg.matrix_norm(jacobian, 2)) ** 2, rel=2e-3)
+    assert 1 < len(steps) < MOST_STEPS

@@ -63,6 +63,54 @@ def test_a_bad_value_is_refused_by_its_key_on_one_line(config_path: Path, assign
     assert caught.value.exit_status == 2
 
 
+@pytest.fixture
+def widths_path(tmp_path: Path) -> Path:
+    """A network in two widths, then another column."""
+    path = tmp_path / "widths.yaml"
+    columns = [
+        {"model": "cnn", "readout": "gap", "depths": [3], "train": {"n": 20}, "width": [8, 16]},
+        {"model": "cntk", "readout": "gap", "depths": [3], "train": {"n": 20}},
+    ]
+    path.write_text(yaml.safe_dump({"name": "widths", "data": {"dataset": "digits"}, "columns": columns}))
+    return path
+
+
+def test_a_list_of_widths_is_a_column_each(widths_path: Path, tmp_path: Path):
+    config = load_config(str(widths_path), ["columns.0.epochs=7"])
+    assert config.column_names == ["CNN-GAP-20-w8", "CNN-GAP-20-w16", "CNTK-GAP-20"]
+    assert [(c.width, c.epochs) for c in config.columns[:2]] == [(8, 7), (16, 7)]
+    named = load_config(str(widths_path), ["columns.0.name=net"])
+    assert named.column_names == ["net-w8", "net-w16", "CNTK-GAP-20"]
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(config.resolved()))
+    assert load_config(str(again)).resolved() == config.resolved()
+    assert load_config(str(widths_path), ["columns.0.width=[8]"]).column_names == ["CNN-GAP-20", "CNTK-GAP-20"]
+
+
+@pytest.mark.parametrize(
+    "assignment, words",
+    [
+        ("columns.0.width=[8, 0]", "columns.0.width: .*greater than or equal to 1, not 0$"),
+        ("columns.0.width=[]", "columns.0.width: .*valid integer$"),
+        ("columns.0.width=wide", "columns.0.width: .*valid integer, not 'wide'$"),
+        ("columns.0.width=[8, 8]", "two columns are called CNN-GAP-20-w8"),
+        ("columns.1.width=[8]", "columns.1.width: unknown key$"),
+        ("columns.1.ridge=-1", "columns.1.ridge: .*not -1$"),
+        ("columns.0.lr=[]", "columns.0.lr: should hold at least 1 item$"),
+        ("columns.0.lr=[0.1, -1]", "columns.0.lr.1: .*greater than 0, not -1$"),
+        ("columns.0.lr=[0]", "columns.0.lr.0: .*greater than 0, not 0$"),
+        ("columns.0.lr=[fast]", "columns.0.lr.0: .*number, not 'fast'$"),
+        ("columns.0.lr=0.1", "columns.0.lr: .*a list, not 0.1$"),
+        ("columns.0.lr=[.inf]", "columns.0.lr.0: .*finite number, not inf$"),
+        ("columns.0.lr=[0.1, 0.1]", "columns.0: lr holds a learning rate twice$"),
+    ],
+)
+def test_a_bad_width_or_learning_rate_is_named_once_as_in_the_yaml(widths_path: Path, assignment: str, words: str):
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_config(str(widths_path), [assignment])
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "text, words",
     [

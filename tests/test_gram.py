@@ -15,7 +15,7 @@ from pipeline import gram
 from pipeline.config import load_config
 from pipeline.draws import draw, load_images
 from pipeline.errors import ConfigError, Incomplete, StoreError
-from pipeline.kernels import cntk
+from pipeline.kernels import Pass, cntk
 
 CPU = torch.device("cpu")
 
@@ -31,10 +31,10 @@ def computed(config_path: Path, folder: Path, *overrides: str, **options):
     return config, images
 
 
-def blocks(config, images, folder: Path) -> dict[str, np.ndarray]:
+def blocks(config, images, folder: Path, device: torch.device = CPU) -> dict[str, np.ndarray]:
     """Everything the columns read."""
     out = {}
-    for job in gram.plan(config, images, CPU):
+    for job in gram.plan(config, images, device):
         store = gram.require(job, folder)
         for name, column in zip(config.column_names, config.columns, strict=True):
             if name in job.columns:
@@ -192,3 +192,20 @@ def test_killed_anywhere_and_run_again_gives_the_same_bits(config_path: Path, tm
     config = load_config(str(config_path), overrides)
     resumed = blocks(config, load_images(config), runs / "tiny")
     assert all(np.array_equal(fresh[key], resumed[key]) for key in fresh)
+
+
+@pytest.mark.parametrize(
+    ("images", "rate", "side"),
+    [
+        (2000, 100.0, 50),  # half a minute, and 2000 is whole tiles
+        (2000, 0.1, 16),  # never so small that files are what there is most of
+        (2000, 1e9, 500),  # never so large that a kill loses much
+        (50_000, 1e9, 2500),  # nor more than 256 MiB
+        (7, 1e9, 2),
+    ],
+)
+def test_the_side_of_a_tile(images: int, rate: float, side: int):
+    all_of = np.arange(images)
+    made = Pass("gap", (3, 4, 6, 11, 21), ("gap",), False, False)
+    job = gram.GramJob(made, "reference-cpu", "float32", {}, ((all_of, all_of),), ("CNTK-GAP",))
+    assert gram.tile_side(job, rate) == side

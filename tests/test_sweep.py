@@ -13,8 +13,9 @@ import yaml
 from pipeline import sweep
 from pipeline.config import Config, load_config
 from pipeline.draws import OrderedImages, load_images
-from pipeline.errors import ConfigError, NtkError
+from pipeline.errors import ConfigError, NtkError, StoreError
 from pipeline.results import collect
+from pipeline.train import Run
 
 CPU = torch.device("cpu")
 
@@ -55,7 +56,11 @@ def test_a_cell_is_the_mean_over_its_seeds(cnn_config: Path, tmp_path: Path):
     assert (record["lr_rule"], record["lr_share"]) == ("single", pytest.approx(0.25))
     assert all(len(r["history"]["test_accuracy"]) == r["epochs"] for r in record["runs"])
     (provenance,) = found["provenance"]["cells"].values()
-    assert all(run["images_per_second"] > 0 for run in provenance["runs"])
+    for run in provenance["runs"]:
+        assert run["seconds"] >= run["train_seconds"] > 0
+        assert run["flops_per_second"] == pytest.approx(
+            run["images_per_second"] * run["training_flops_per_image"], rel=1e-3
+        )
 
 
 def test_no_run_is_trained_twice_and_only_what_changed_anew(cnn_config: Path, tmp_path: Path):
@@ -114,7 +119,9 @@ def test_where_every_rate_diverges_the_cell_says_so(cnn_config: Path, tmp_path: 
 def test_absolute_rates_are_taken_as_they_are(cnn_config: Path, tmp_path: Path):
     config, images = prepared(cnn_config, "columns.0.lr=[0.01]", "columns.0.lr_unit=absolute")
     sweep.train_all(config, images, tmp_path, CPU, say=quiet)
-    assert collect(config, images, tmp_path, CPU)["results"]["records"][0]["lr"] == 0.01
+    (record,) = collect(config, images, tmp_path, CPU)["results"]["records"]
+    assert (record["lr"], record["lr_unit"]) == (0.01, "absolute")
+    assert "summed over outputs, mean over the batch" in record["loss"]
 
 
 def test_only_the_runs_asked_for_are_trained(cnn_config: Path, tmp_path: Path):
@@ -147,6 +154,27 @@ def test_an_unwritable_folder_and_too_small_a_holdout_are_named(cnn_config: Path
     config, images = prepared(cnn_config, "columns.0.lr=[0.1, 0.2]", "columns.0.holdout=0.001")
     with pytest.raises(ConfigError, match="holdout"):
         sweep.train_all(config, images, tmp_path, CPU, say=quiet)
+
+
+def test_a_checkpoint_of_another_config_is_named_with_what_differs(cnn_config: Path, tmp_path: Path):
+    config, images = prepared(cnn_config)
+    other, _ = prepared(cnn_config, "columns.0.momentum=0.9")
+    (cell,), (another,) = (sweep.cells(c, images, tmp_path) for c in (config, other))
+    path = cell.path(0.25, 0, sweep.ALL).with_suffix(".pt")
+    path.parent.mkdir()
+    Run(another.setting(1.0, 0), another.data(sweep.ALL, CPU), another.fields(0.25, 0, sweep.ALL)).save(path)
+    with pytest.raises(StoreError, match=rf"{path}: delete it .* another momentum"):
+        sweep.train_all(config, images, tmp_path, CPU, say=quiet)
+
+
+def test_every_width_is_a_cell_of_its_own(cnn_config: Path, tmp_path: Path):
+    config, images = prepared(cnn_config, "columns.0.width=[4, 6]", "columns.0.seeds=1")
+    assert sweep.train_all(config, images, tmp_path, CPU, sweep.Only.parse("CNN-GAP-30-w6", None, None, config)) == 1
+    assert sweep.train_all(config, images, tmp_path, CPU, say=quiet) == 1
+    narrow, wide = collect(config, images, tmp_path, CPU)["results"]["records"]
+    assert [(r["column"], r["width"]) for r in (narrow, wide)] == [("CNN-GAP-30-w4", 4), ("CNN-GAP-30-w6", 6)]
+    assert narrow["parameters"] == 9 * (4 + 4 * 4) + 4 * 10
+    assert narrow["runs"][0]["lr"] != wide["runs"][0]["lr"]
 
 
 def test_a_run_that_another_process_holds_is_left_to_it_and_waited_for(cnn_config: Path, tmp_path: Path, monkeypatch):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.kernels import fused, reference
 from pipeline.kernels.fused import cpu as fused_cpu
+from pipeline.kernels.fused import gpu as fused_gpu
 from pipeline.kernels.ntk import nngp, ntk, ntk_layers
 from pipeline.kernels.passes import READOUTS, Pass, plan_passes
 
@@ -32,6 +33,8 @@ def _why_not_fused(device: torch.device, dtype: torch.dtype, height: int, width:
     if not fused.covers(height, width):
         largest = f"{fused.SHORT_SIDE} x {fused.LONG_SIDE}"
         return f"the fused kernels cover images up to {largest} pixels, not {height} x {width}"
+    if device.type == "cuda":
+        return fused_gpu.unavailable(device, height, width)
     if device.type != "cpu":
         return f"there are no fused kernels for device {device.type}"
     return fused_cpu.unavailable()
@@ -72,6 +75,9 @@ def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, *, backend: str, dtype: 
     if backend == "fused-cpu":
         assert dtype == torch.float32
         return fused_cpu.cntk_pass(x1, x2, job)
+    if backend == "fused-cuda":
+        assert dtype == torch.float32
+        return fused_gpu.cntk_pass(x1, x2, job)
     return reference.cntk_pass(x1, x2, job, dtype)
 
 

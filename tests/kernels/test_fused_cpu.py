@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(cpu.compiler() is None, reason="no C++ compiler"
 # One plane a row, several, lanes left over, one column or row, transposed because wide, taller than a plane is wide.
 SHAPES = [(1, 1, 1), (2, 8, 8), (3, 5, 7), (1, 7, 1), (1, 1, 7), (1, 4, 40), (2, 33, 3), (1, 17, 5), (1, 6, 32)]
 DEPTHS = (2, 3, 6, 21)
-# Measured: at most 9e-7, on single pixels and real digits; the bound is what is aimed for.
+# Measured: at most 5e-7 on real digits; the bound is what is aimed for.
 BOUND = 2e-6
 
 
@@ -38,11 +38,11 @@ def fused(x, y=None, **options):
     return cntk(x, y, backend="fused", **options)
 
 
-def largest_error(x, y, **options) -> float:
+def largest_error(x, y, compute=fused, **options) -> float:
     """Fused against the float64 reference."""
     truth = cntk(x, y, dtype=torch.float64, **options)
     own = [diagonal(z, dtype=torch.float64, **options) for z in (x, x if y is None else y)]
-    found = fused(x, y, **options)
+    found = compute(x, y, **options).cpu()
     assert bool(found.isfinite().all())
     return error(found, truth, *own)
 
@@ -121,8 +121,8 @@ def test_faint_objects_on_a_flat_background(shape, size):
     y[..., -3:, -3:] += size
     options = dict(depths=(3, 11, 21))
     assert largest_error(x, y, readouts=("vanilla", "vanilla-nngp"), **options) < BOUND
-    # Flat images are alike at other offsets too, and only offset zero is float64. Measured: at most 1.1e-5.
-    assert largest_error(x, y, readouts=("gap", "gap-nngp"), **options) < 1.5e-5
+    # Flat images are alike at other offsets too, and only offset zero is float64. Measured: at most 9.1e-6.
+    assert largest_error(x, y, readouts=("gap", "gap-nngp"), **options) < 1e-5
 
 
 @pytest.mark.parametrize("exponent", [-60, 60])

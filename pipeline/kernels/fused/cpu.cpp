@@ -76,7 +76,7 @@ void exact_row(int columns, const double* __restrict S, const double* __restrict
     for (int c = 0; c < columns; c++) {
         const double inverse = d1[inverses + c] * d2[inverses + c], deviation = d1[c] * d2[c];
         double K, R, lam;
-        relu_layer<true, true>(EQUAL ? deviation / PER_K : S[c], T[c], inverse, deviation, K, R, lam);
+        relu_layer<true, true>(EQUAL ? deviation : S[c], T[c], inverse, deviation, K, R, lam);
         k[c] = K, r[c] = R, sum_k[c] += K, sum_r[c] += R;
     }
 }
@@ -129,17 +129,40 @@ struct alignas(64) Plane {
     float* T(int row) { return t + GUARD + row * STRIDE; }
 };
 
+// Lanes in which a neighbour belongs to the box; add_where(m, x, y) is x + y in them and x in the others.
+#if defined(__AVX512F__)
+typedef __mmask16 Where;
+inline __attribute__((always_inline)) vec add_where(Where m, vec x, vec y) {
+    return (vec)_mm512_mask_add_ps((__m512)x, m, (__m512)x, (__m512)y);
+}
+inline Where where(const bool* lanes) {
+    Where m = 0;
+    for (int k = 0; k < WIDTH; k++) m |= (Where)lanes[k] << k;
+    return m;
+}
+#else
+typedef vec Where;
+inline __attribute__((always_inline)) vec add_where(Where m, vec x, vec y) { return x + y * m; }
+inline Where where(const bool* lanes) {
+    Where m = {};
+    for (int k = 0; k < WIDTH; k++) m[k] = lanes[k];
+    return m;
+}
+#endif
+
 // Where the box is cut to the left and right of each lane: at the image's edge, and at the seam, where p' wraps.
-struct alignas(64) Cut {
-    float left[LANES], right[LANES];
+struct Cut {
+    Where left[VECS], right[VECS];
     Cut(const Shape& shape, int group, bool cyclic) {
+        bool l[LANES], r[LANES];
         for (int lane = 0; lane < LANES; lane++) {
             const int w = shape.columns, slot = lane / w, j = lane % w;
             const int d2 = cyclic ? group * shape.packed() + slot : 0;
             const bool used = slot < shape.packed() && d2 < w;
-            left[lane] = used && j != 0 && j != w - d2;
-            right[lane] = used && j != w - 1 && j != w - 1 - d2;
+            l[lane] = used && j != 0 && j != w - d2;
+            r[lane] = used && j != w - 1 && j != w - 1 - d2;
         }
+        for (int v = 0; v < VECS; v++) left[v] = where(l + v * WIDTH), right[v] = where(r + v * WIDTH);
     }
 };
 
@@ -148,38 +171,45 @@ struct alignas(64) Sums {
     float r[LANES], k[LANES], near[LANES];
 };
 
+// Sums of each lane and its neighbours in a row.
 inline __attribute__((always_inline)) void across(const float* row, const Cut& cut, vec* out) {
+#if defined(__AVX512F__)
+    // Neighbours by shuffles: loads that straddle cache lines cost more.
+    const __m512i a = (__m512i)load(row), b = (__m512i)load(row + WIDTH);
+    out[0] = add_where(cut.left[0], (vec)a, (vec)_mm512_alignr_epi32(a, a, 15));
+    out[1] = add_where(cut.left[1], (vec)b, (vec)_mm512_alignr_epi32(b, a, 15));
+    out[0] = add_where(cut.right[0], out[0], (vec)_mm512_alignr_epi32(b, a, 1));
+    out[1] = add_where(cut.right[1], out[1], (vec)_mm512_alignr_epi32(b, b, 1));
+#else
     for (int v = 0; v < VECS; v++) {
         const float* p = row + v * WIDTH;
-        out[v] = load(p) + load(p - 1) * load(cut.left + v * WIDTH) + load(p + 1) * load(cut.right + v * WIDTH);
+        out[v] = add_where(cut.right[v], add_where(cut.left[v], load(p), load(p - 1)), load(p + 1));
     }
+#endif
 }
 
-// One layer of the plane of offset (d1, .) in place: box, ReLU, and the sums where READ. Rows of the second image's
-// tables are `stride2` floats long.
+// Rows begin .. end - 1 of one layer in place: box, ReLU, and the sums where READ. Nothing beyond these rows belongs to
+// the box. table1, table2: the images' deviations at these rows, their reciprocals so many floats after; rows of the
+// second are `stride2` floats long.
 template <bool FIRST, bool NTK, bool READ, bool COUNT>
-void layer(Plane& plane, const Cut& cut, int rows, int d1, const float* table1, const float* table2, size_t stride2,
-           Sums& sums) {
-    const float *inverse1 = table1 + (size_t)rows * LANES, *inverse2 = table2 + (size_t)rows * stride2;
+inline __attribute__((always_inline)) void segment(Plane& plane, const Cut& cut, int begin, int end, const float* table1,
+                                                   size_t inverse1, const float* table2, size_t inverse2, size_t stride2,
+                                                   vec* sum_r, vec* sum_k, vec* near) {
     vec above_s[VECS] = {}, above_t[VECS] = {}, here_s[VECS], here_t[VECS];
-    vec sum_r[VECS] = {}, sum_k[VECS] = {}, near[VECS] = {};
-    across(plane.S(0), cut, here_s);
-    if (NTK) across(plane.T(0), cut, here_t);
-    for (int i = 0; i < rows; i++) {
+    across(plane.S(begin), cut, here_s);
+    if (NTK) across(plane.T(begin), cut, here_t);
+    for (int i = begin; i < end; i++, table1 += LANES, table2 += stride2) {
         vec below_s[VECS] = {}, below_t[VECS] = {};
-        if (i + 1 < rows) {
+        if (i + 1 < end) {
             across(plane.S(i + 1), cut, below_s);
             if (NTK) across(plane.T(i + 1), cut, below_t);
         }
-        const int i2 = i + d1 < rows ? i + d1 : i + d1 - rows;
-        const float up = i2 != 0, down = i2 != rows - 1;
         for (int v = 0; v < VECS; v++) {
-            const size_t p1 = i * LANES + v * WIDTH, p2 = i2 * stride2 + v * WIDTH;
-            const vec s = here_s[v] + above_s[v] * up + below_s[v] * down;
+            const float *d1 = table1 + v * WIDTH, *d2 = table2 + v * WIDTH;
+            const vec s = here_s[v] + above_s[v] + below_s[v];
             vec t = {}, k, r, lam;
-            if (NTK) t = here_t[v] + above_t[v] * up + below_t[v] * down;
-            relu_layer<FIRST, NTK>(s, t, load(inverse1 + p1) * load(inverse2 + p2), load(table1 + p1) * load(table2 + p2),
-                                   k, r, lam);
+            if (NTK) t = here_t[v] + above_t[v] + below_t[v];
+            relu_layer<FIRST, NTK>(s, t, load(d1 + inverse1) * load(d2 + inverse2), load(d1) * load(d2), k, r, lam);
             store(plane.S(i) + v * WIDTH, k);
             if (NTK) store(plane.T(i) + v * WIDTH, r);
             if (READ) sum_r[v] += r, sum_k[v] += k;
@@ -188,6 +218,22 @@ void layer(Plane& plane, const Cut& cut, int rows, int d1, const float* table1, 
             if (NTK) above_t[v] = here_t[v], here_t[v] = below_t[v];
         }
     }
+}
+
+// One layer of the plane of offset (d1, .). Rows from rows - d1 on meet the second image's first rows: the box is cut at
+// that seam, which leaves two segments.
+template <bool FIRST, bool NTK, bool READ, bool COUNT>
+void layer(Plane& plane, const Cut& shared, int rows, int d1, const float* table1, const float* table2, size_t stride2,
+           Sums& sums) {
+    const Cut cut = shared;  // a copy that no store can change stays in registers
+    const int seam = rows - d1;
+    const size_t inverse1 = (size_t)rows * LANES, inverse2 = (size_t)rows * stride2;
+    vec sum_r[VECS] = {}, sum_k[VECS] = {}, near[VECS] = {};
+    segment<FIRST, NTK, READ, COUNT>(plane, cut, 0, seam, table1, inverse1, table2 + d1 * stride2, inverse2, stride2,
+                                     sum_r, sum_k, near);
+    if (d1)
+        segment<FIRST, NTK, READ, COUNT>(plane, cut, seam, rows, table1 + (size_t)seam * LANES, inverse1, table2, inverse2,
+                                         stride2, sum_r, sum_k, near);
     for (int v = 0; v < VECS; v++) {
         if (READ) store(sums.r + v * WIDTH, sum_r[v]), store(sums.k + v * WIDTH, sum_k[v]);
         if (COUNT) store(sums.near + v * WIDTH, near[v]);

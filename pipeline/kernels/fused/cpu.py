@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.device import cpu_model
 from pipeline.files import digest
-from pipeline.kernels.fused import SHORT_SIDE
+from pipeline.kernels.fused import SHORT_SIDE, values_of
 from pipeline.kernels.passes import Pass
 
 HERE = Path(__file__).parent
@@ -185,8 +185,4 @@ def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, library: ctypes.CDLL | N
     if x2 is None:
         lower = sums.tril()
         sums = lower + sums.tril(-1).mT
-    if job.family == "gap":
-        sums /= (a.shape[2] * a.shape[3]) ** 2
-    r, k = sums
-    kernels = {"nngp": k, "ntk": r if job.train_last else r - k}
-    return torch.stack([kernels["nngp" if name.endswith("-nngp") else "ntk"] for name in job.readouts])
+    return values_of(sums, job, a.shape[2] * a.shape[3])

@@ -15,7 +15,6 @@ namespace {
 constexpr int LANES = 32;
 // Patch norms below this share of the image's largest count as 0: the product of two reciprocals stays a finite float.
 constexpr double SMALLEST_NORM = 1e-18;
-constexpr double PER_K = 1.0 / (9.0 * 3.14159265358979323846);
 
 struct Shape {
     int channels, rows, columns, layers;
@@ -24,32 +23,36 @@ struct Shape {
     int rotated() const { return packed() == 1 ? 2 * LANES : groups() * LANES; }  // floats in a rotated row
     size_t row_block() const { return (size_t)rows * LANES; }
     size_t pixels() const { return (size_t)rows * columns; }
-    // Floats of one image: its pixels, then for each layer its deviations / (9 pi) or so, then their reciprocals.
+    // Floats of one image: its pixels, then for each layer its deviations, then their reciprocals.
     size_t image_floats() const { return (size_t)(channels + 2 * layers) * row_block(); }
 };
 
-// sum over the 3 x 3 neighbourhood on the diagonal p = p', in double
-void box(const double* in, double* out, int rows, int columns) {
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++) {
-            double sum = 0;
-            for (int a = std::max(0, i - 1); a <= std::min(rows - 1, i + 1); a++)
-                for (int b = std::max(0, j - 1); b <= std::min(columns - 1, j + 1); b++) sum += in[a * columns + b];
-            out[i * columns + j] = sum;
-        }
+// sum over the 3 x 3 neighbourhood on the diagonal p = p', in double: along rows, then across them
+void box(const double* __restrict in, double* __restrict out, double* __restrict along, int rows, int columns) {
+    for (int i = 0; i < rows; i++) {
+        const double* x = in + i * columns;
+        double* y = along + i * columns;
+        for (int j = 0; j < columns; j++) y[j] = x[j];
+        for (int j = 1; j < columns; j++) y[j] += x[j - 1];
+        for (int j = 0; j < columns - 1; j++) y[j] += x[j + 1];
+    }
+    const int n = rows * columns;
+    for (int p = 0; p < n; p++) out[p] = along[p];
+    for (int p = columns; p < n; p++) out[p] += along[p - columns];
+    for (int p = 0; p < n - columns; p++) out[p] += along[p + columns];
 }
 
 // sqrt(S_h(x, x)[p, p]) for every layer, (layers, pixels) in double: on the diagonal S_{h+1} = box(S_h / 9)
 std::vector<double> deviations(const float* x, const Shape& shape) {
     const size_t n = shape.pixels();
-    std::vector<double> s(n), next(n), out(shape.layers * n);
+    std::vector<double> s(n), next(n), along(n), out(shape.layers * n);
     for (size_t p = 0; p < n; p++) {
         double sum = 0;
         for (int c = 0; c < shape.channels; c++) sum += (double)x[c * n + p] * x[c * n + p];
         s[p] = sum;
     }
     for (int h = 0; h < shape.layers; h++) {
-        box(s.data(), next.data(), shape.rows, shape.columns);
+        box(s.data(), next.data(), along.data(), shape.rows, shape.columns);
         for (size_t p = 0; p < n; p++) out[h * n + p] = std::sqrt(next[p]), s[p] = next[p] / 9;
     }
     return out;
@@ -110,7 +113,6 @@ void Images::fill(long i) {
     scale_[i] = 1 / scale;
     float* out = lanes_.data() + (i / slots_) * shape.image_floats();
     const int first = slots_ == 1 ? 0 : i % slots_, last = slots_ == 1 ? shape.packed() - 1 : first;
-    const double root_k = std::sqrt(PER_K);
     for (int slot = first; slot <= last; slot++)
         for (int r = 0; r < shape.rows; r++)
             for (int c = 0; c < shape.columns; c++) {
@@ -120,7 +122,7 @@ void Images::fill(long i) {
                     const double value = d[h * n + from] * scale;
                     float* table = out + (shape.channels + 2 * h) * row;
                     const bool empty = value < SMALLEST_NORM;
-                    table[to] = empty ? 0.f : (float)(value * root_k);
+                    table[to] = empty ? 0.f : (float)value;
                     table[row + to] = empty ? 0.f : (float)(1 / value);
                 }
             }
@@ -138,7 +140,7 @@ const double* Images::exact(long i) const {
             for (size_t p = 0; p < n; p++) {
                 const double value = d[h * n + p] / scale_[i];
                 double* table = out.data() + (shape.channels + 2 * h) * n;
-                table[p] = value * std::sqrt(PER_K), table[n + p] = value > 0 ? 1 / value : 0;
+                table[p] = value, table[n + p] = value > 0 ? 1 / value : 0;
             }
     });
     return exact_[i].data();

@@ -1,0 +1,60 @@
+"""Launches the GPU kernels' own source on a CPU: g++ compiles gpu.cu over `emulated_warp.h`."""
+
+import ctypes
+import functools
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.files import digest
+from pipeline.kernels.fused import gpu
+from pipeline.kernels.fused.cpu import HERE as SOURCES
+from pipeline.kernels.fused.cpu import compiler
+from pipeline.kernels.passes import plan_passes
+
+HERE = Path(__file__).parent
+SCRATCH = tempfile.TemporaryDirectory(prefix="ntk-emulated-")
+# GCC does not know `#pragma unroll`, which only matters for speed. Hardened jumps refuse to change stacks.
+FLAGS = (
+    *("-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"),
+    *("-std=c++17", "-O1", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared"),
+)
+
+
+@functools.cache
+def library(code: str) -> ctypes.CDLL:
+    """gpu.cu with its constants as a library."""
+    folder = Path(SCRATCH.name)
+    source, made = folder / f"{digest(code)}.cu", folder / f"{digest(code)}.so"
+    source.write_text(code)
+    command = [compiler(), *FLAGS, f"-I{SOURCES}", f'-DGPU_SOURCE="{source}"']
+    subprocess.run([*command, str(HERE / "emulated_gpu.cpp"), "-o", str(made)], check=True)
+    return ctypes.CDLL(str(made))
+
+
+def emulator(device: torch.device, code: str) -> gpu.Launch:
+    """In place of `gpu.launcher`."""
+    run = library(code).run
+
+    def launch(name: str, grid: tuple[int, ...], threads: int, *arguments: int) -> None:
+        x, y = (*grid, 1)[:2]
+        values = (ctypes.c_int64 * len(arguments))(*arguments)
+        assert run(name.encode(), ctypes.c_long(x), ctypes.c_long(y), threads, values) == 0, name
+
+    return launch
+
+
+def cntk(
+    x: Tensor, y: Tensor | None = None, *, depths, readouts, train_first=None, train_last=None, **splits
+) -> Tensor:
+    """`pipeline.kernels.cntk` by the emulated kernels."""
+    found = {}
+    for job in plan_passes(depths, readouts, train_first, train_last):
+        values = gpu.cntk_pass(x, y, job, emulator, **splits)
+        found.update(
+            {name: values[slot, [job.depths.index(d) for d in depths]] for slot, name in enumerate(job.readouts)}
+        )
+    return torch.stack([found[name] for name in readouts])

@@ -1,0 +1,261 @@
+"""The GPU kernels without a GPU: compiled for every architecture, and run over an emulated warp."""
+
+import io
+import itertools
+import logging
+import re
+import subprocess
+import sys
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from pipeline import kernels
+from pipeline.kernels import READOUTS
+from pipeline.kernels.fused import LONG_SIDE, SHORT_SIDE, gpu
+from pipeline.kernels.fused.cpu import CompileError, compiler
+from tests.kernels import emulated_gpu
+from tests.kernels.emulated_gpu import cntk as emulated
+from tests.kernels.test_fused_cpu import degenerate, digits, largest_error, one_torch_thread
+from tests.kernels.test_reference import diagonal, images, nearly_equal_pairs
+
+__all__ = ["one_torch_thread"]
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+# One lane, planes packed in a warp, lanes left over, tall, uneven tiles, full rows.
+SHAPES = [(1, 1, 1), (2, 8, 8), (3, 5, 7), (2, 33, 3), (1, 17, 5), (1, 6, 32)]
+# Measured with every float32 square root off by the most that a GPU's may be: at most 4.3e-7 over these tests.
+BOUND = 2e-6
+
+
+def error(x, y, **options) -> float:
+    return largest_error(x, y, compute=emulated, **options)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", SHAPES)
+def test_agrees_with_the_reference(shape):
+    x, y = degenerate(shape), images(2, shape, seed=1).float()
+    y[0] = x[2]
+    depths = (2, 3, 6, 21) if shape[1] * shape[2] <= 40 else (2, 4)
+    for first, last, other in [(True, False, None), (False, True, y)]:
+        options = dict(depths=depths, readouts=READOUTS, train_first=first, train_last=last)
+        assert error(x if shape[1] * shape[2] <= 64 else x[:3], other, **options) < BOUND
+
+
+@needs_compiler
+def test_default_ends_and_the_gaussian_process_alone():
+    x = degenerate((1, 4, 3))
+    assert error(x, None, depths=(3, 11), readouts=READOUTS) < BOUND
+    assert error(x, None, depths=(2, 11), readouts=("vanilla-nngp", "gap-nngp")) < BOUND
+
+
+@needs_compiler
+def test_cifar_sized_images():
+    x, y = images(1, (3, 32, 32)).float(), images(1, (3, 32, 32), seed=1).float()
+    y[..., :9] = x[..., :9]
+    assert error(x, y, depths=(3,), readouts=READOUTS) < BOUND
+    assert error(x, y, depths=(3, 21), readouts=("vanilla", "vanilla-nngp")) < BOUND
+
+
+@needs_compiler
+def test_images_of_more_pixels_than_a_warp_has_registers_for_at_32_a_lane():
+    x, y = images(2, (1, 40, 31)).float(), images(1, (1, 40, 31), seed=1).float()
+    assert error(x, y, depths=(3, 6), readouts=("vanilla", "vanilla-nngp")) < BOUND
+    assert error(x[:1], y, depths=(2,), readouts=("gap-nngp",)) < BOUND
+
+
+@needs_compiler
+def test_real_digits():
+    assert error(digits(6), None, depths=(3, 6, 21), readouts=READOUTS) < BOUND
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["one pixel", "noise", "shared background"])
+def test_nearly_equal_images(name):
+    x, y = (z[..., 8:, 8:].float() for z in nearly_equal_pairs()[name])
+    assert error(x, y, depths=(3, 11, 21), readouts=READOUTS) < BOUND
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6])
+def test_differences_of_every_size(size):
+    x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    everywhere, one_pixel, faint = x + size * images(1, (1, 8, 8)).float(), x.clone(), torch.full_like(x, 0.5)
+    one_pixel[0, 0, 4, 4] += size
+    options = dict(depths=(3, 21), readouts=READOUTS)
+    assert error(x, torch.cat([everywhere, one_pixel]), **options) < BOUND
+    other = faint.clone()
+    other[..., -3:, -3:] += size
+    assert error(faint, other, depths=(3, 21), readouts=("vanilla", "vanilla-nngp")) < BOUND
+
+
+@needs_compiler
+def test_pixels_of_every_magnitude_and_scale():
+    x = images(4, (1, 6, 6)) * 10.0 ** torch.arange(-36, 0).reshape(6, 6)
+    x[1] = x[1].flip(-1, -2)
+    assert error(x.float(), None, depths=(3, 21), readouts=READOUTS) < BOUND
+    x, y = images(2, (1, 6, 6)).float(), images(2, (1, 6, 6), seed=1).float()
+    options = dict(depths=(3, 6), readouts=READOUTS)
+    for exponent in (-100, 60):
+        factor = torch.tensor(2.0, dtype=torch.float64) ** exponent
+        assert torch.equal(emulated((x * factor).float(), y, **options), emulated(x, y, **options) * factor)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7)])
+def test_same_bits_for_any_tile_strip_and_launch(shape, monkeypatch):
+    x, y = degenerate(shape)[:4], torch.cat([degenerate(shape, 1), images(3, shape, seed=2).float()])
+    options = dict(depths=(3, 6), readouts=READOUTS)
+    whole, square = emulated(x, y, **options), emulated(y, **options)
+    tiles = [torch.cat([emulated(x[i : i + 1], part, **options) for part in y.split(3)], dim=3) for i in range(len(x))]
+    assert torch.equal(torch.cat(tiles, dim=2), whole)
+    monkeypatch.setattr(gpu, "PARTIAL_BYTES", 1000)
+    strips = dict(strip_bytes=3 * gpu.Images.bytes_each(gpu.find_layout(*shape[1:]), shape[0], 5))
+    assert torch.equal(emulated(x, y, **options, **strips), whole)
+    assert torch.equal(emulated(y, **options, **strips), square)
+
+
+@needs_compiler
+def test_symmetric_half_and_exact_diagonal():
+    x = degenerate((1, 8, 8))
+    options = dict(depths=(3, 21), readouts=READOUTS)
+    k = emulated(x, **options)
+    assert torch.equal(k, k.mT)
+    assert torch.equal(k.tril(), emulated(x, x.clone(), **options).tril())
+    own = diagonal(x, dtype=torch.float64, **options)
+    torch.testing.assert_close(k[:1].diagonal(dim1=-2, dim2=-1), own[:1], rtol=1e-13, atol=0)
+
+
+@needs_compiler
+def test_multiply_adds():
+    code, out = gpu.source(gpu.find_layout(1, 1), False, False), torch.zeros(64)
+    emulated_gpu.emulator(torch.device("cpu"), code)("ntk_multiply_adds", (2,), 32, 3, out.data_ptr())
+    expected = sum(((t + c) - 1) * 0.999**3 + 1 for t in [torch.arange(32).double()] for c in range(8))
+    torch.testing.assert_close(out.double(), expected.repeat(2), rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+def test_the_emulated_warp_stops_where_lanes_diverge(tmp_path):
+    """Otherwise a kernel that a real warp would hang or go wrong on could pass."""
+    code = 'extern "C" { void ntk_multiply_adds(long long rounds, float* out) {\n'
+    code += "out[threadIdx.x] = threadIdx.x < rounds ? __shfl_up_sync(~0u, 1.f, 1) : __shfl_down_sync(~0u, 1.f, 1); }\n"
+    code += "void ntk_pooled() {} void ntk_vanilla() {} void ntk_zero_offset() {} void ntk_collect() {} }"
+    out, library = torch.zeros(32), emulated_gpu.library(code)._name
+    script = "import ctypes, sys; d = ctypes.CDLL(sys.argv[1]); o = (ctypes.c_float * 32)(); "
+    script += "a = (ctypes.c_int64 * 2)(int(sys.argv[2]), ctypes.addressof(o)); "
+    script += "d.run(b'ntk_multiply_adds', ctypes.c_long(1), ctypes.c_long(1), 32, a)"
+    fine, bad = (subprocess.run([sys.executable, "-c", script, library, n], capture_output=True) for n in ("32", "7"))
+    assert fine.returncode == 0
+    assert b"different shuffles" in bad.stderr
+    assert out.sum() == 0
+
+
+def test_every_size_has_a_layout_that_a_gpu_can_run():
+    for height, width in itertools.product(range(1, LONG_SIDE + 1), [*range(1, 9), 13, 17, 24, 31, SHORT_SIDE]):
+        layout = gpu.find_layout(height, width)
+        assert {layout.rows, layout.columns} == {height, width}
+        assert layout.planes >= 1
+        assert 4 * layout.buffer <= gpu.SHARED_BYTES
+        assert layout.lane_rows <= layout.rows
+        assert layout.lane_rows * layout.lane_columns <= gpu.LARGE_TILE_ENTRIES
+        assert layout.padded[1] <= gpu.LANES * layout.warps  # each thread copies one column
+    assert gpu.find_layout(32, 32).planes == 1
+    assert gpu.find_layout(8, 8).planes == 16
+
+
+@pytest.fixture
+def nvrtc():
+    pytest.importorskip("cuda.core")
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_compiles_for_every_architecture(arch, nvrtc):
+    oldest_and_newest = [((5, 7), True, True)] if arch in (ARCHITECTURES[0], ARCHITECTURES[-1]) else []
+    for size, ntk, first in [((32, 32), True, False), *oldest_and_newest]:
+        cubin = gpu.compile_cubin(gpu.source(gpu.find_layout(*size), ntk, first), arch)
+        assert cubin.startswith(b"\x7fELF")
+        assert b"ntk_pooled" in cubin
+
+
+def test_the_main_kernel_keeps_its_planes_in_registers(nvrtc):
+    report = io.StringIO()
+    gpu.compile_cubin(gpu.source(gpu.find_layout(32, 32), True, False), "sm_90", report, ["-v"])
+    used = report.getvalue().split("ntk_pooled'")[1]
+    spills, registers = re.search(r"(\d+) bytes spill stores", used), re.search(r"Used (\d+) registers", used)
+    assert spills is not None
+    assert registers is not None
+    assert int(spills[1]) == 0
+    assert int(registers[1]) <= 128
+
+
+def test_a_build_is_kept_and_found_again(tmp_path, nvrtc):
+    code = gpu.source(gpu.find_layout(1, 1), False, False)
+    cubin = gpu.build(tmp_path, code, "sm_90")
+    (path,) = tmp_path.iterdir()
+    written = path.stat().st_mtime_ns
+    assert gpu.build(tmp_path, code, "sm_90") == cubin
+    assert path.stat().st_mtime_ns == written
+    gpu.build(tmp_path, code, "sm_80")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path, nvrtc, caplog):
+    (tmp_path / "file").write_text("")
+    assert gpu.build(tmp_path / "file", gpu.source(gpu.find_layout(1, 1), False, False), "sm_90")
+    assert "cannot be written" in caplog.text
+
+
+def test_an_unknown_architecture_is_named(nvrtc):
+    with pytest.raises(CompileError, match="sm_12"):
+        gpu.compile_cubin(gpu.source(gpu.find_layout(1, 1), False, False), "sm_12")
+
+
+GPU = torch.device("cuda:0")
+
+
+@pytest.fixture
+def fresh():
+    """Forget what earlier tests found, before and after."""
+    caches = (gpu.unavailable, gpu._object_code, gpu._kernel, kernels._say_once)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.parametrize("missing", ["cuda.core", "cuda.bindings"])
+def test_without_the_cuda_extra_the_reference_is_used_and_said_once(missing, fresh, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, result in [("is_available", True), ("get_device_capability", (9, 0)), ("device", None)]:
+        monkeypatch.setattr(torch.cuda, name, lambda *_, result=result: result or nullcontext())
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with caplog.at_level(logging.WARNING):
+        names = [kernels.resolve_backend("auto", GPU, torch.float32, 8, 8) for _ in range(3)]
+    assert names == ["reference-cuda"] * 3
+    assert len(caplog.messages) == 1
+    assert "pip install 'ntk[cuda]'" in caplog.messages[0]
+    with pytest.raises(ValueError, match="ntk\\[cuda\\]"):
+        kernels.resolve_backend("fused", GPU, torch.float32, 8, 8)
+
+
+def test_without_a_driver_the_reference_is_used(fresh, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no NVIDIA driver"):
+        kernels.resolve_backend("fused", GPU, torch.float32, 8, 8)
+    assert kernels.resolve_backend("auto", GPU, torch.float32, 8, 8) == "reference-cuda"
+
+
+def test_the_gpu_backend_is_the_one_dispatched_to(fresh, monkeypatch):
+    monkeypatch.setattr(gpu, "unavailable", lambda *_: None)
+    assert kernels.resolve_backend("auto", GPU, torch.float32, 8, 8) == "fused-cuda"
+    monkeypatch.setattr(gpu, "cntk_pass", lambda *arguments: arguments)
+    assert kernels.cntk_pass(1, 2, 3, backend="fused-cuda", dtype=torch.float32) == (1, 2, 3)
+
+
+def test_the_sources_are_part_of_the_package():
+    for name in gpu.SOURCES:
+        assert (gpu.HERE / name).is_file()

@@ -1,0 +1,118 @@
+"""The fused kernels on a GPU: `pytest -m gpu`. What needs no GPU is in test_fused_emulated.py."""
+
+import pytest
+import torch
+
+from pipeline import kernels
+from pipeline.kernels import READOUTS
+from pipeline.kernels.fused import gpu
+from pipeline.kernels.passes import Pass
+from tests.kernels.test_fused_cpu import SHAPES, degenerate, digits, largest_error
+from tests.kernels.test_reference import ENDS, diagonal, images, nearly_equal_pairs
+
+pytestmark = pytest.mark.gpu
+# As over the emulated warp, whose square roots are as far off as a GPU's may be.
+BOUND = 2e-6
+GPU = torch.device("cuda")
+
+
+def fused(x, y=None, **options):
+    """On the GPU, back on the host."""
+    return kernels.cntk(x, y, backend="fused", device=GPU, **options).cpu()
+
+
+def error(x, y, **options) -> float:
+    return largest_error(x, y, compute=fused, **options)
+
+
+def test_auto_is_fused():
+    assert kernels.resolve_backend("auto", GPU, torch.float32, 32, 32) == "fused-cuda"
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 40, 31)])
+@pytest.mark.parametrize("ends", ENDS)
+def test_agrees_with_the_reference(shape, ends):
+    depths = (2, 3, 6, 21) if any(ends) else (3, 6, 21)
+    if shape[1] * shape[2] > 90:
+        depths = depths[:2]
+    x, y = degenerate(shape), images(2, shape, seed=1).float()
+    if shape[1] * shape[2] > 1000:
+        x = x[[0, 4]]
+    y[0] = x[1]
+    options = dict(depths=depths, readouts=READOUTS, train_first=ends[0], train_last=ends[1])
+    assert error(x, y, **options) < BOUND
+    assert error(x, None, **options) < BOUND
+
+
+def test_cifar_sized_images():
+    x, y = images(2, (3, 32, 32)).float(), images(1, (3, 32, 32), seed=1).float()
+    y[..., :9] = x[:1, ..., :9]
+    assert error(x, y, depths=(3, 5), readouts=READOUTS) < BOUND
+    assert error(x, y, depths=(3, 21), readouts=("vanilla", "vanilla-nngp")) < BOUND
+
+
+def test_real_digits():
+    assert error(digits(40), None, depths=(3, 6, 11, 21), readouts=("vanilla", "vanilla-nngp")) < BOUND
+    assert error(digits(12), None, depths=(3, 6, 11, 21), readouts=READOUTS) < BOUND
+
+
+@pytest.mark.parametrize("name", ["one pixel", "noise", "shared background"])
+def test_nearly_equal_images(name):
+    x, y = (z[..., 8:, 8:].float() for z in nearly_equal_pairs()[name])
+    assert error(x, y, depths=(3, 11, 21), readouts=READOUTS) < BOUND
+
+
+def test_the_vanilla_diagonal_is_the_exact_recursion():
+    x = images(4, (3, 9, 9)).float()
+    options = dict(depths=(3, 21), readouts=("vanilla", "vanilla-nngp"))
+    own = diagonal(x, dtype=torch.float64, **options)
+    torch.testing.assert_close(fused(x, **options).diagonal(dim1=-2, dim2=-1), own, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7), (3, 32, 32)])
+def test_same_bits_from_run_to_run_and_for_any_tile_strip_and_launch(shape, monkeypatch):
+    x, y = degenerate(shape), torch.cat([degenerate(shape, 1), images(9, shape, seed=2).float()])
+    options = dict(depths=(3, 6), readouts=READOUTS)
+    whole, square = fused(x, y, **options), fused(y, **options)
+    for _ in range(3):
+        assert torch.equal(fused(x, y, **options), whole)
+    tiles = [torch.cat([fused(x[i : i + 1], part, **options) for part in y.split(3)], dim=3) for i in range(len(x))]
+    assert torch.equal(torch.cat(tiles, dim=2), whole)
+    assert torch.equal(square, square.mT)
+    assert torch.equal(square.tril(), fused(y, y.clone(), **options).tril())
+    job = Pass("gap", (3, 6), ("gap",), False, False)
+    small = 3 * gpu.Images.bytes_each(gpu.find_layout(*shape[1:]), shape[0], 5)
+    monkeypatch.setattr(gpu, "PARTIAL_BYTES", 5000)
+    strips = gpu.cntk_pass(y.to(GPU), None, job, strip_bytes=small).cpu()
+    assert torch.equal(strips[0], square[READOUTS.index("gap")])
+
+
+def test_a_gpu_and_a_cpu_agree():
+    x = digits(30)
+    cpu = kernels.cntk(x, depths=(3, 21), readouts=READOUTS)
+    own = cpu.diagonal(dim1=-2, dim2=-1).sqrt()
+    off = (fused(x, depths=(3, 21), readouts=READOUTS) - cpu) / (own[..., :, None] * own[..., None, :])
+    assert float(off.abs().max()) < BOUND
+
+
+def test_work_goes_to_the_current_stream():
+    """Images written by a slow kernel of a stream of its own are read after it, and nothing waits for the device."""
+    x = images(6, (3, 32, 32)).float()
+    options = dict(depths=(3,), readouts=("vanilla", "gap"))
+    expected = fused(x, **options)
+    stream = torch.cuda.Stream()
+    jobs = [Pass("vanilla", (3,), ("vanilla",), True, True), Pass("gap", (3,), ("gap",), False, False)]
+    with torch.cuda.stream(stream):
+        late = torch.zeros_like(x, device=GPU)
+        source = x.pin_memory()
+        torch.cuda._sleep(1_000_000_000)
+        late.copy_(source, non_blocking=True)
+        found = torch.stack([gpu.cntk_pass(late, None, job)[0] for job in jobs])
+        done = stream.record_event()
+        assert not done.query()
+    done.synchronize()
+    assert torch.equal(found.cpu(), expected)
+
+
+def test_multiply_adds():
+    assert gpu.multiply_adds_per_second(torch.device("cuda", torch.cuda.current_device())) > 1e11
