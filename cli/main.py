@@ -155,6 +155,22 @@ def status(
 
 
 @app.command()
+def verify(
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller widths: two minutes on two cores.")] = False,
+    results: Results = RESULTS,
+    device: Device = "auto",
+) -> None:
+    """Measure the paper's theorems: NTKs at initialisation, in training, and trained nets beside kernel regression.
+
+    Writes a summary with every claim, its measured figure, criterion and verdict, and figures, to theory/ (with
+    --quick: theory-quick/) under the results. Exits with status 1 unless every claim holds.
+    """
+    from cli import verify as verifying
+
+    verifying.verify(quick, results, device)
+
+
+@app.command()
 def bench(
     results: Results = RESULTS,
     device: Device = "auto",

@@ -139,15 +139,23 @@ class _Column(_Model):
             raise ValueError("at depth 2 with both end layers fixed nothing is trained: start at depth 3")
 
 
+class EarlyStopping(_Model):
+    """Gradient flow on all but a held-out share of each draw's training images, stopped where accuracy on it peaks."""
+
+    holdout: Number = Field(0.1, gt=0, lt=1)
+
+
 class KernelColumn(_Column):
     """Kernel regression with the CNTK, or with the NNGP kernel of the same net at initialisation.
 
     ridge: r stands for K + r mean(diag K) I.  on_indefinite: what to do when K is not positive definite.
+    early_stopping: report beside the regression what stopping gradient flow early would give; none by default.
     """
 
     model: Literal["cntk", "nngp"]
     ridge: Number = Field(0.0, ge=0)
     on_indefinite: Literal["lu", "stop"] = "lu"
+    early_stopping: EarlyStopping | None = None
 
     @model_validator(mode="after")
     def _trained(self) -> Self:
@@ -241,6 +249,8 @@ class Config(_Model):
         values = self.model_dump(mode="json", by_alias=True)
         for column, name in zip(values["columns"], self.column_names, strict=True):
             column["name"] = name
+            if column.get("early_stopping", ...) is None:
+                del column["early_stopping"]
         return values
 
 
@@ -306,7 +316,9 @@ def _index(node: list, part: str, assignment: str) -> int:
     return int(part)
 
 
-MODELS: tuple[type[BaseModel], ...] = (Config, Digits, Cifar10, Npz, Order, Gram, Train, Test, KernelColumn, CnnColumn)
+MODELS: tuple[type[BaseModel], ...] = (
+    *(Config, Digits, Cifar10, Npz, Order, Gram, Train, Test, EarlyStopping, KernelColumn, CnnColumn),
+)
 TAGS = ("cntk", "nngp", "cnn", "digits", "cifar10", "npz")
 
 

@@ -20,7 +20,8 @@ MAP = plt.get_cmap("viridis")
 SAME = ("readout", "train", "test", "train_first", "train_last")
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """PNG of a figure, which is closed."""
     out = io.BytesIO()
     # No software or date in the file: the same records give the same bytes.
     figure.savefig(out, format="png", dpi=140, metadata={"Software": None})
@@ -46,7 +47,7 @@ def accuracy_figure(results: dict[str, Any]) -> bytes:
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=9)
     axes[0][0].set_ylabel("test accuracy (%)")
-    return _png(figure)
+    return to_png(figure)
 
 
 def _line(axis: Any, results: dict[str, Any], column: dict[str, Any], alpha: float) -> None:
@@ -104,7 +105,7 @@ def width_figure(results: dict[str, Any]) -> bytes | None:
         below.grid(alpha=0.25)
     axes[0][0].set_ylabel("test accuracy (%)")
     axes[1][0].set_ylabel("CNN minus CNTK (points)")
-    return _png(figure)
+    return to_png(figure)
 
 
 Line = tuple[str, list[dict[str, Any]], dict[str, Any] | None]
@@ -160,7 +161,7 @@ def curves_figure(results: dict[str, Any]) -> bytes | None:
         for axis, name in zip(row, panels.values(), strict=True):
             axis.set(ylabel=name, xlabel="epoch")
             axis.grid(alpha=0.25)
-    return _png(figure)
+    return to_png(figure)
 
 
 def gram_figure(k: np.ndarray, y: np.ndarray, classes: tuple[str, ...], title: str) -> bytes:
@@ -182,4 +183,4 @@ def gram_figure(k: np.ndarray, y: np.ndarray, classes: tuple[str, ...], title: s
     axis.set_yticks(middles, names, fontsize=8)
     axis.set(title=title, xlabel=f"{len(k)} training images, sorted by class")
     figure.colorbar(image, label="K(x, x') / √(K(x, x) K(x', x'))")
-    return _png(figure)
+    return to_png(figure)

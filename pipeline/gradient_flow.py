@@ -121,6 +121,11 @@ class GradientFlow:
         """1/2 |u(t) - y|^2, summed over training inputs and outputs."""
         return float((self._column(self._decay(t)) * self._residual(f0)).square().sum() / 2)
 
+    @property
+    def largest_eigenvalue(self) -> float:
+        """lambda_max(K): 1 / lambda_max is the time in which the fastest mode moves."""
+        return float(self.eigenvalues[-1])
+
     def times(self, count: int = TIMES) -> Tensor:
         """Times (count,) from before the fastest mode moves to after the slowest has come to rest, log-spaced."""
         moving = self.eigenvalues[self.eigenvalues > 0]

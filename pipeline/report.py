@@ -95,6 +95,11 @@ def notes(results: dict[str, Any]) -> list[str]:
         for r in results["records"]
         for d in r.get("diverged", [])
     ]
+    lines += [
+        f"{r['column']} at depth {r['depth']}: {_early(r['early_stopping'])}."
+        for r in results["records"]
+        if "early_stopping" in r
+    ]
     for r in results["records"]:
         unfitted = [run for run in r.get("runs", []) if run["fitted_at"] is None and run["diverged"] is None]
         if unfitted:
@@ -118,6 +123,15 @@ def _describe(r: dict[str, Any]) -> str:
     images += source[r["test_from"]]
     ridge = f", ridge {r['ridge']:g}" if r["ridge"] else ""
     return images + (f", mean of {r['draws']} draws" if r["draws"] > 1 else "") + ridge
+
+
+def _early(e: dict[str, Any]) -> str:
+    time = "at t = infinity" if e["time"] is None else f"at t = {e['time']:.3g} / lambda_max"
+    return (
+        f"accuracy on {e['n_held_out']} held-out training images peaks {time}, {e['held_out']:.2f} there and "
+        f"{e['held_out_at_infinity']:.2f} at infinity; trained without them, test accuracy is {e['test']:.2f} there "
+        f"and {e['test_at_infinity']:.2f} at infinity"
+    )
 
 
 def markdown(results: dict[str, Any]) -> str:

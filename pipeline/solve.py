@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline import early_stopping
 from pipeline.config import Config, KernelColumn
 from pipeline.draws import Draw, OrderedImages, draw
 from pipeline.errors import NtkError
@@ -20,7 +21,11 @@ SOLVE_VERSION = 1
 
 
 def cell_fields(column: KernelColumn, depth: int, job: GramJob, images: OrderedImages) -> dict[str, Any]:
-    """Exactly what a cell's result depends on: the kernel values, the labels, the draws and the ridge."""
+    """Exactly what a cell's result depends on: the kernel values, the labels, the draws and the ridge.
+
+    Early stopping is a field only where it is asked for: cells without it keep their names.
+    """
+    early = {"early_stopping": column.early_stopping.model_dump()} if column.early_stopping else {}
     return {
         "gram": {k: v for k, v in job.fields.items() if k not in ("depths", "readouts")},
         "kernel": column.kernel,
@@ -32,6 +37,7 @@ def cell_fields(column: KernelColumn, depth: int, job: GramJob, images: OrderedI
         "ridge": column.ridge,
         "on_indefinite": column.on_indefinite,
         "version": SOLVE_VERSION,
+        **early,
     }
 
 
@@ -95,6 +101,7 @@ def _solve_cell(
     start = time.perf_counter()
     draws = [draw(images, column, name, k) for k in range(column.train.draws)]
     results = [_solve_draw(name, column, depth, images, gram, d, device, say) for d in draws]
+    early = [r["early_stopping"] for r, _ in results] if column.early_stopping else []
     fields = cell_fields(column, depth, job, images)
     values = [r["accuracy"] for r, _ in results]
     mean = float(np.mean(values))
@@ -118,6 +125,7 @@ def _solve_cell(
         "dropped_duplicates": len(images.dropped),
         "fingerprint": fingerprint(fields),
         "by_draw": [r for r, _ in results],
+        **({"early_stopping": early_stopping.average(early)} if early else {}),
     }
     path = cell_path(folder, name, depth, fields)
     arrays = {f"outputs_{k}": outputs for k, (_, outputs) in enumerate(results)}
@@ -145,6 +153,7 @@ def _solve_draw(
         solution = solve(k_train, y, column.ridge, column.on_indefinite)
     except NtkError as error:
         raise NtkError(f"column {name}, depth {depth}: {error}") from error
+    kept = k_train if column.early_stopping else None
     del k_train
     if solution.indefinite is not None:
         image = images.image_index[d.train[solution.indefinite - 1]]
@@ -154,11 +163,19 @@ def _solve_draw(
         )
     k_test = torch.from_numpy(gram.read(column.kernel, depth, d.test, d.train)).to(device)
     outputs = (k_test @ solution.alpha).cpu()
-    result = {
+    result: dict[str, Any] = {
         "accuracy": accuracy(outputs, images.y[d.test]),
         "residual": solution.residual,
         "condition": solution.condition,
         "indefinite": solution.indefinite,
         "overlaps": d.overlaps,
     }
+    if column.early_stopping and kept is not None:
+        labels = images.y[d.train], images.y[d.test]
+        try:
+            result["early_stopping"] = early_stopping.stop_early(
+                kept, k_test, *labels, y, column.early_stopping.holdout, column.ridge
+            )
+        except NtkError as error:
+            raise NtkError(f"column {name}, depth {depth}, early_stopping: {error}") from error
     return result, outputs.numpy()

@@ -110,6 +110,7 @@ def leaky_relu(slope: float) -> Activation:
 def smooth(sigma: Function, name: str = "smooth") -> Activation:
     """A user's own smooth activation, by Gauss-Hermite quadrature; its derivative by automatic differentiation.
 
+    The error is below 1e-10 at variances up to 1; `quadrature` says what was measured, there and beyond.
     Raises ValueError if sigma is not elementwise, or has a kink (see `quadrature.require_smooth`).
     """
     quadrature.require_smooth(sigma)
@@ -117,7 +118,7 @@ def smooth(sigma: Function, name: str = "smooth") -> Activation:
 
 
 def kinked(sigma: Function, name: str = "kinked") -> Activation:
-    """A user's own activation with a kink or jump at 0 alone, by the polar rule.
+    """A user's own activation with a kink or jump at 0 alone, by the polar rule, to 1e-13 (see `quadrature`).
 
     At a jump sigma' has no delta: the NTK of a step function is that of its almost-everywhere derivative.
     Raises ValueError if sigma is not elementwise, or has a kink elsewhere.
