@@ -80,6 +80,7 @@ def notes(results: dict[str, Any]) -> list[str]:
         found = [r for r in results["records"] if r["column"] == column["name"]]
         if found:
             lines.append(f"{column['name']}: {_describe(found[0])}.")
+    lines += _paired(results)
     everything = "".join(marks(r) for r in results["records"])
     if INDEFINITE in everything:
         lines.append(f"{INDEFINITE} the Gram matrix was not positive definite; solved by LU.")
@@ -113,6 +114,14 @@ def notes(results: dict[str, Any]) -> list[str]:
         by_need.setdefault(cell["needs"], []).append(f"{cell['column']}/{cell['depth']}")
     lines += [f"{MISSING} missing {', '.join(cells)}: {need}." for need, cells in by_need.items()]
     return lines
+
+
+def _paired(results: dict[str, Any]) -> list[str]:
+    by_columns: dict[tuple[str, str], list[str]] = {}
+    for p in results["paired"]:
+        text = f"{p['difference']:+.2f} ± {p['standard_error']:.2f} at depth {p['depth']}"
+        by_columns.setdefault((p["column"], p["minus"]), []).append(text)
+    return [f"{a} minus {b}, image by image: {', '.join(texts)}." for (a, b), texts in by_columns.items()]
 
 
 def _describe(r: dict[str, Any]) -> str:

@@ -11,7 +11,8 @@ from pipeline.config import CnnColumn, Config, KernelColumn
 from pipeline.device import describe
 from pipeline.draws import OrderedImages
 from pipeline.files import read_json, write_json
-from pipeline.solve import cell_fields, cells, finished_cell
+from pipeline.paired import differences
+from pipeline.solve import cell_fields, cell_path, cells, finished_cell
 
 
 def add_provenance(folder: Path, entry: str, device: torch.device, facts: dict[str, Any]) -> None:
@@ -37,10 +38,14 @@ def collect(config: Config, images: OrderedImages, folder: Path, device: torch.d
     missing: list[dict[str, Any]] = []
     provenance: dict[str, Any] = {}
     kernel_cells = {(name, depth): job for name, _, depth, job in cells(config, images, device)}
+    predictions: dict[tuple[str, int], Path] = {}
     for name, column in zip(config.column_names, config.columns, strict=True):
         if isinstance(column, KernelColumn):
             found = _kernel_cells(name, column, images, folder, kernel_cells)
             needs = dict.fromkeys(column.depths, "run `ntk compute-gram` and `ntk solve`")
+            for depth in found:
+                fields = cell_fields(column, depth, kernel_cells[name, depth], images)
+                predictions[name, depth] = cell_path(folder, name, depth, fields).with_suffix(".npz")
         else:
             found, needs = _cnn_cells(name, column, images, folder)
         for depth in column.depths:
@@ -59,6 +64,7 @@ def collect(config: Config, images: OrderedImages, folder: Path, device: torch.d
                 for n, c in zip(config.column_names, config.columns, strict=True)
             ],
             "records": records,
+            "paired": differences(config, predictions),
             "missing": missing,
         },
         "provenance": {"cells": provenance, "stages": stages, "report": describe(device)},

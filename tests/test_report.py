@@ -47,6 +47,7 @@ def results() -> dict:
             {"name": "CNTK-V", "model": "cntk", "readout": "vanilla", "depths": [3], "paper": []},
         ],
         "records": [record("CNTK-GAP", 3, 70.123), record("CNTK-V", 3, 40.0, indefinite=True, readout="vanilla")],
+        "paired": [{"column": "CNTK-GAP", "minus": "CNTK-V", "depth": 3, "difference": 5.2, "standard_error": 2.13}],
         "missing": [{"column": "CNTK-GAP", "depth": 4, "needs": "run `ntk compute-gram` and `ntk solve`"}],
     }
 
@@ -60,6 +61,7 @@ def test_the_table_puts_ours_beside_the_papers(results: dict):
 def test_notes_say_what_is_marked_and_what_would_fill_a_gap(results: dict):
     notes = "\n".join(report.notes(results))
     assert "† the Gram matrix was not positive definite; solved by LU" in notes
+    assert "CNTK-GAP minus CNTK-V, image by image: +5.20 ± 2.13 at depth 3." in notes
     assert "missing CNTK-GAP/4: run `ntk compute-gram` and `ntk solve`" in notes
     assert "CNTK-GAP: 2000 training images, tested on 100." in notes
     results["records"][0]["by_draw"][0]["overlaps"] = True

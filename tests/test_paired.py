@@ -1,0 +1,52 @@
+"""Paired differences of two columns, counted by hand, and which columns are paired."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config import load_config
+from pipeline.errors import StoreError
+from pipeline.paired import counterparts, difference, differences
+
+
+def saved(path: Path, *guesses: list[int]) -> Path:
+    """Predictions of images of classes 0 1 2 0 whose largest outputs are `guesses`, a list a draw."""
+    arrays = {f"outputs_{k}": np.eye(3)[g] for k, g in enumerate(guesses)}
+    np.savez(path, **arrays, **{f"label_{k}": np.array([0, 1, 2, 0]) for k in range(len(guesses))})
+    return path
+
+
+def test_the_difference_is_counted_image_by_image(tmp_path: Path):
+    pooled, vanilla = saved(tmp_path / "a.npz", [0, 1, 2, 1]), saved(tmp_path / "b.npz", [0, 2, 1, 0])
+    found = difference(pooled, vanilla)  # image by image: 0, 1, 1, -1
+    assert found["difference"] == pytest.approx(25)
+    assert found["standard_error"] == pytest.approx(100 * np.std([0, 1, 1, -1], ddof=1) / 2)
+
+
+def test_equal_predictions_differ_by_nothing_however_wrong(tmp_path: Path):
+    one = saved(tmp_path / "a.npz", [1, 1, 1, 1], [0, 0, 0, 0])
+    assert difference(one, one) == {"difference": 0.0, "standard_error": 0.0}
+
+
+def test_draws_are_averaged(tmp_path: Path):
+    pooled = saved(tmp_path / "a.npz", [0, 1, 2, 0], [1, 1, 1, 1])
+    vanilla = saved(tmp_path / "b.npz", [1, 1, 1, 1], [1, 1, 1, 1])
+    assert difference(pooled, vanilla)["difference"] == pytest.approx(75 / 2)
+
+
+def test_only_columns_that_share_images_and_ridge_are_paired(config_path: Path, tmp_path: Path):
+    assert counterparts(load_config(str(config_path))) == []
+    assert counterparts(load_config("cifar10-2k")) == [("CNTK-GAP-2K", "CNTK-V-2K")]
+    assert ("CNTK-GAP-500", "CNTK-V-100") not in counterparts(load_config("digits"))
+    one = saved(tmp_path / "a.npz", [0, 1, 2, 0])
+    found = differences(
+        load_config("cifar10-2k"), {("CNTK-GAP-2K", 3): one, ("CNTK-V-2K", 3): one, ("CNTK-V-2K", 4): one}
+    )
+    assert [(d["column"], d["minus"], d["depth"]) for d in found] == [("CNTK-GAP-2K", "CNTK-V-2K", 3)]
+
+
+def test_damaged_predictions_are_named(tmp_path: Path):
+    (tmp_path / "a.npz").write_bytes(b"nothing")
+    with pytest.raises(StoreError, match=r"a\.npz"):
+        difference(tmp_path / "a.npz", tmp_path / "a.npz")
