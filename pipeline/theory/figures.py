@@ -151,7 +151,7 @@ def training(name: str, runs: Sequence[Run]) -> bytes:
     _over_time(
         distance, runs, [r.from_limit for r in runs], "‖H(t) − H*‖ / ‖H*‖", "the kernel's distance from its limit"
     )
-    distance.set_ylim(bottom=0)
+    distance.set_ylim(0, 1.4 * distance.get_ylim()[1])  # room for the legend above every line
     figure.suptitle(f"{name}: median over {runs[0].training.train.shape[1]} seeds")
     return to_png(figure)
 
