@@ -185,6 +185,16 @@ def bench(
     stages.bench(results, device, seconds)
 
 
+def _out_of_memory(error: Exception) -> str | None:
+    """One line for the errors by which Python and torch say that memory is out, or None for others."""
+    text = str(error).strip().partition("\n")[0]
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"the GPU is out of memory ({text}): give --device cpu, or lower gram.tile, batch_size or width"
+    if isinstance(error, MemoryError) or "not enough memory" in text or "can't allocate memory" in text:
+        return f"out of memory ({text}): lower train.n, gram.tile, batch_size or width, or use a larger machine"
+    return None
+
+
 def main() -> None:
     """Run the command line; errors meant for the user are one line on stderr and an exit status."""
     try:
@@ -192,7 +202,10 @@ def main() -> None:
     except Exception as error:
         from pipeline.errors import NtkError
 
-        if not isinstance(error, NtkError | OSError | MemoryError):
+        if _out_of_memory(error):
+            print(f"error: {_out_of_memory(error)}", file=sys.stderr)
+            sys.exit(1)
+        if not isinstance(error, NtkError | OSError):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_status", 1))

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from pipeline.device import resolve_device
 from pipeline.draws import OrderedImages, draw, load_images
 from pipeline.errors import Incomplete
 from pipeline.figures import accuracy_figure, curves_figure, gram_figure, width_figure
-from pipeline.files import write_atomic, write_json, write_text
+from pipeline.files import require_writable, write_atomic, write_json, write_text
 from pipeline.html import page
 from pipeline.workspace import Workspace, open_workspace
 
@@ -56,12 +57,14 @@ def begin(
 
 
 def run(session: Session) -> None:
-    """Every stage in order."""
+    """Every stage in order. Raises Incomplete, after the report, where a cell is still missing."""
     download(session)
     compute_gram(session)
     solve(session)
     train_cnn(session)
-    report(session)
+    missing = report(session)
+    if missing:
+        raise Incomplete(f"{missing} cells of {session.workspace.config.name} are missing: see the notes above")
 
 
 def download(session: Session) -> None:
@@ -76,9 +79,11 @@ def compute_gram(session: Session, shard: tuple[int, int] = (1, 1), repair: bool
     if images.dropped:
         say(f"{len(images.dropped)} exact duplicates among the training images were dropped")
     work.save_config()
-    done = gram.compute(work.config, images, work.run, session.device, shard, repair, say)
-    for name, facts in done.items():
-        records.add_provenance(work.run, name, session.device, facts)
+
+    def record(store: str, facts: dict[str, Any]) -> None:
+        records.add_provenance(work.run, store, session.device, facts)
+
+    gram.compute(work.config, images, work.run, session.device, shard, repair, say, record)
     left = [gram.missing_tiles(job, work.run)[0] for job in gram.plan(work.config, images, session.device)]
     if any(left):
         say(f"shard {shard[0]}/{shard[1]} is done; {sum(left)} tiles are left to the others")
@@ -109,8 +114,8 @@ def train_cnn(session: Session, only: str | None = None, lr: float | None = None
     say(f"train-cnn: {trained} runs trained, the others were done")
 
 
-def report(session: Session) -> None:
-    """The table and everything around it."""
+def report(session: Session) -> int:
+    """The table and everything around it; returns how many cells are missing."""
     work = session.workspace
     collected = records.collect(work.config, session.images, work.run, session.device)
     found = collected["results"]
@@ -134,6 +139,7 @@ def report(session: Session) -> None:
     write_text(work.results / "report.html", page(found, collected["provenance"], pictures))
     print(tables.text(found))
     say(f"wrote {work.results}/: results.json, provenance.json, table.md, table.csv, report.html and figures")
+    return len(found["missing"])
 
 
 def _heat_map(session: Session) -> tuple[str, bytes] | None:
@@ -141,13 +147,13 @@ def _heat_map(session: Session) -> tuple[str, bytes] | None:
     work, images = session.workspace, session.images
     named = zip(work.config.column_names, work.config.columns, strict=True)
     columns = {name: c for name, c in named if isinstance(c, KernelColumn)}
-    for job in reversed(gram.plan(work.config, images, session.device)):
+    for job in reversed(gram.stored(work.config, images, work.run, session.device)):
         name = job.columns[0]
         column = columns[name]
         store = gram.open_store(job, work.run)
         try:
             rows = draw(images, column, name, 0).train[:HEAT_MAP_IMAGES]
-            if store:
+            if store and len(rows) > 1:
                 k = store.read(column.kernel, column.depths[-1], rows, rows)
                 title = f"{name}, depth {column.depths[-1]}"
                 caption = f"Gram matrix of {title}, {len(rows)} training images sorted by class"
@@ -161,7 +167,7 @@ def status(session: Session, verify: bool) -> None:
     """Stores and cells, done and missing."""
     work, images = session.workspace, session.images
     missing = damaged = 0
-    for job in gram.plan(work.config, images, session.device):
+    for job in gram.stored(work.config, images, work.run, session.device):
         label = f"Gram {job.job.family} ({', '.join(job.columns)})"
         store = gram.open_store(job, work.run)
         if store is None:
@@ -188,6 +194,7 @@ def status(session: Session, verify: bool) -> None:
 
 def bench(results: Path, device: str, seconds: float) -> None:
     """The speed of every backend on a device."""
+    require_writable(results / "bench")
     found = speed.run_bench(resolve_device(device), seconds, say)
     print(speed.format_bench(found))
     name = re.sub(r"[^a-z0-9]+", "-", found["machine"]["device"].lower()).strip("-")

@@ -5,6 +5,7 @@ from pathlib import Path
 from cli.stages import say
 from pipeline.device import resolve_device
 from pipeline.errors import ConfigError, NtkError
+from pipeline.files import require_writable
 from pipeline.theory import verify as experiments
 from pipeline.theory.summary import verdict
 
@@ -14,6 +15,7 @@ def verify(quick: bool, results: Path, device: str) -> None:
     if results.exists() and not results.is_dir():
         raise ConfigError(f"--results {results}: is a file, not a folder")
     folder = results / ("theory-quick" if quick else "theory")
+    require_writable(folder)
     claims = experiments.verify(experiments.QUICK if quick else experiments.FULL, folder, resolve_device(device))
     for claim in claims:
         print(f"{'holds' if claim.holds else 'FAILS'}  {claim.claim}: {claim.measured} ({claim.criterion})")

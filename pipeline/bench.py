@@ -24,6 +24,7 @@ DEPTHS = (3, 21)
 MULTIPLY_ADDS = {"cpu": 15.0, "cuda": 947 / 32}
 # Enough that every layer of a batch goes through main memory, as in an implementation layer by layer.
 UNFUSED_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}
+LARGEST_SIDE = 8192  # sums and results of such a block are about 2 GB
 CIFAR10_TRAIN, CIFAR10_TEST = 50_000, 10_000
 
 Compute = Callable[[Tensor, Tensor, Pass], Tensor]
@@ -45,7 +46,7 @@ def _pairs_per_second(
     compute: Compute, job: Pass, shape: tuple[int, int, int], device: torch.device, seconds: float
 ) -> tuple[float, int]:
     """On square blocks that grow until one takes `seconds` or so: (pairs/s, side of the last block)."""
-    side = 2
+    side, most = 2, LARGEST_SIDE
     if device.type == "cuda":  # the first call of a kind compiles and loads its kernels
         x = torch.ones(1, *shape, device=device)
         compute(x, x, job).sum().item()
@@ -54,9 +55,9 @@ def _pairs_per_second(
         start = time.perf_counter()
         compute(x[:side], x[side:], job).sum().item()
         spent = time.perf_counter() - start
-        if spent >= seconds / 2:
+        if spent >= seconds / 2 or side == most:
             return side**2 / spent, side
-        side = max(side + 1, int(side * min(4.0, (seconds / spent) ** 0.5)))
+        side = min(most, max(side + 1, int(side * min(4.0, (seconds / spent) ** 0.5))))
 
 
 def _limit(device: torch.device) -> dict[str, float] | None:

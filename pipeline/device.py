@@ -22,13 +22,22 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(full)
 
 
-def cpu_model() -> str:
-    """The processor's name as the kernel gives it."""
+def _cpu_info(*keys: str) -> str | None:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() in keys), None)
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel gives it."""
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def cpu_features() -> str:
+    """The processor's instruction sets as the kernel gives them: machines of one name may differ in them."""
+    return _cpu_info("flags", "Features") or ""
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -95,7 +95,8 @@ def order_images(dataset: Dataset, config: Config) -> OrderedImages:
             f"and {dataset.classes[dataset.y_train[i]]} ({len(conflicts)} such pairs), so their Gram matrix is "
             "singular: give the kernel columns a ridge, or mend the data"
         )
-    dropped = tuple(pair for pair in repeats if pair not in set(conflicts))
+    conflicting = set(conflicts)
+    dropped = tuple(pair for pair in repeats if pair not in conflicting)
     kept = np.setdiff1d(np.arange(len(dataset.x_train)), [i for i, _ in dropped])
     seed, balanced = config.order.seed, config.order.balanced
     train = kept[shuffled(dataset.y_train[kept], (seed, 0), balanced)]

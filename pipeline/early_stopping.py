@@ -13,6 +13,10 @@ from pipeline.gradient_flow import GradientFlow
 from pipeline.regression import accuracy
 
 
+class NoFlow(NtkError):
+    """Gradient flow is not defined on this kernel matrix; regression may be."""
+
+
 def stop_early(
     k_train: Tensor, k_test: Tensor, y_train: np.ndarray, y_test: np.ndarray, y: Tensor, holdout: float, ridge: float
 ) -> dict[str, Any]:
@@ -23,7 +27,7 @@ def stop_early(
 
     Returns accuracies in percent, all of the flow on the images that are left: `held_out` and `test` at the peak,
     `held_out_at_infinity` and `test_at_infinity`; `time`, the peak's, in units of 1 / lambda_max and None for
-    infinity; `n_held_out`. Raises NtkError if the split leaves a part empty or K has a negative eigenvalue.
+    infinity; `n_held_out`. Raises NtkError if the split leaves a part empty, NoFlow if K has a negative eigenvalue.
     """
     held_out = round(len(y_train) * holdout)
     if held_out in (0, len(y_train)):
@@ -33,7 +37,7 @@ def stop_early(
     try:
         flow = GradientFlow(k_fit, y[held_out:])
     except ValueError as error:
-        raise NtkError(str(error)) from error
+        raise NoFlow(str(error)) from error
     found = flow.early_stopping(k_train[:held_out, held_out:], torch.from_numpy(y_train[:held_out]))
     test = [accuracy(flow.predict(k_test[:, held_out:], t), y_test) for t in (found.best_time, math.inf)]
     return {

@@ -20,6 +20,10 @@ MAP = plt.get_cmap("viridis")
 SAME = ("readout", "train", "test", "train_first", "train_last")
 
 
+# What networks of one line may differ in.
+APART = ("name", "width", "paper", "depths")
+
+
 def to_png(figure: Figure) -> bytes:
     """PNG of a figure, which is closed."""
     out = io.BytesIO()
@@ -123,10 +127,11 @@ def _width_lines(results: dict[str, Any]) -> list[Line]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in results["records"]:
         if record["model"] == "cnn":
-            groups.setdefault(shared(record), []).append(record)
+            rest = {k: v for k, v in columns[record["column"]].items() if k not in APART}
+            groups.setdefault(repr([record["depth"], rest]), []).append(record)
     return [
-        (nets[0]["readout"], sorted(nets, key=lambda r: r["width"]), kernels.get(key))
-        for key, nets in groups.items()
+        (nets[0]["readout"], sorted(nets, key=lambda r: r["width"]), kernels.get(shared(nets[0])))
+        for nets in groups.values()
         if len({r["width"] for r in nets}) > 1
     ]
 
@@ -167,7 +172,8 @@ def curves_figure(results: dict[str, Any]) -> bytes | None:
 def gram_figure(k: np.ndarray, y: np.ndarray, classes: tuple[str, ...], title: str) -> bytes:
     """k (n, n) scaled to unit diagonal, rows and columns sorted by class y (n,)."""
     order = np.argsort(y, kind="stable")
-    scale = 1.0 / np.sqrt(np.diagonal(k))
+    diagonal = np.diagonal(k)
+    scale = np.where(diagonal > 0, 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0)), 0.0)
     cosine = (k * scale[:, None] * scale[None, :])[np.ix_(order, order)]
     edges = np.flatnonzero(np.diff(y[order])) + 1
     middles = [float(np.flatnonzero(y[order] == c).mean()) for c in np.unique(y)]

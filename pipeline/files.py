@@ -37,6 +37,16 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise
 
 
+def require_writable(folder: Path) -> None:
+    """Make the folder if it is not there. Raises NtkError, naming it, if no file can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise NtkError(f"cannot write in {folder}: {error.strerror or error}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """`write_atomic` for UTF-8 text."""
     write_atomic(path, lambda file: file.write(text.encode()))

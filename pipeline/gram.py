@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from pipeline import store as stores
 from pipeline.config import Config, Gram, KernelColumn
 from pipeline.draws import OrderedImages, draw
 from pipeline.errors import ConfigError, Incomplete
-from pipeline.kernels import KERNEL_VERSION, Pass, cntk_pass, resolve_backend
+from pipeline.kernels import KERNEL_VERSION, RESOLVED_BACKENDS, Pass, cntk_pass, resolve_backend
 from pipeline.progress import progress
 from pipeline.store import GramStore, Shape, Tile, TileLock
 
+# (a store's name, facts of its provenance) -> None
+Record = Callable[[str, dict[str, Any]], None]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SECONDS_A_TILE = 30.0
 LARGEST_TILE_BYTES = 256 << 20
@@ -103,6 +105,20 @@ def _job(
     return GramJob(job, backend, gram.dtype, fields, tuple(blocks), tuple(name for name, _ in members))
 
 
+def stored(config: Config, images: OrderedImages, folder: Path, device: torch.device) -> list[GramJob]:
+    """The jobs of `plan`; one whose store is not there gives way to the store that another device has computed."""
+    return [_where_stored(job, config.gram.backend, folder) for job in plan(config, images, device)]
+
+
+def _where_stored(job: GramJob, asked: str, folder: Path) -> GramJob:
+    others = [
+        replace(job, backend=backend, fields={**job.fields, "backend": backend})
+        for backend in RESOLVED_BACKENDS
+        if asked in ("auto", backend.split("-")[0])
+    ]
+    return next((found for found in [job, *others] if found.path(folder).exists()), job)
+
+
 def open_store(job: GramJob, folder: Path) -> GramStore | None:
     """The job's store, or None where nothing has been computed. Raises StoreError where it is not what it says."""
     path = job.path(folder)
@@ -158,28 +174,23 @@ def compute(
     shard: tuple[int, int] = (1, 1),
     repair: bool = False,
     say: Any = print,
-) -> dict[str, Any]:
-    """Fill every store that the config's columns need and return its provenance by store.
+    record: Record = lambda name, facts: None,
+) -> None:
+    """Fill every store that the config's columns need.
 
-    shard: (k, n) computes every n-th missing tile from the k-th on, for hosts that share a folder. On one host any
-    number of processes may run this at once. repair: first set aside the tiles whose checksum fails.
+    shard: (k, n) takes every n-th of the tiles needed from the k-th on, for hosts that share a folder. On one host any
+    number of processes may run this at once. repair: first set aside the tiles whose checksum fails. record: called
+    with a store's name and what was done in it, also when an error or a signal handler ends the work early.
     """
-    provenance = {}
     work = [
         _prepare(job, config.gram.tile, images, folder, device, shard, repair, say)
         for job in plan(config, images, device)
     ]
+    if work:
+        stores.check_space(folder, sum(len(mine) * gram.shape.tile_bytes for gram, _, mine in work))
     for gram, computer, mine in work:
-        start = time.perf_counter()
         if mine:
-            gram.check_space(len(mine))
-            _fill(gram, computer, mine)
-            provenance[gram.path.name] = {
-                "columns": list(computer.job.columns),
-                "tiles_computed": len(mine),
-                "seconds": round(time.perf_counter() - start, 2),
-            }
-    return provenance
+            _fill(gram, computer, mine, record)
 
 
 def _prepare(
@@ -207,7 +218,8 @@ def _prepare(
             say(f"{gram.path.name}: tile {bad} is damaged: set aside, to be computed anew")
             gram.discard(bad)
     missing = gram.missing(needed)
-    mine = missing[shard[0] - 1 :: shard[1]]
+    # A share of all tiles, not of those missing now: hosts that start at different times agree on it.
+    mine = sorted(set(missing) & set(sorted(needed)[shard[0] - 1 :: shard[1]]))
     line = (
         f"{'/'.join(job.columns)}: {gram.path.name}, {job.backend} {job.dtype}, {len(needed)} tiles of "
         f"{gram.shape.tile} x {gram.shape.tile} images, {len(needed) - len(missing)} done"
@@ -240,13 +252,13 @@ def _pairs(shape: Shape, tile: Tile) -> int:
     return r * (r + 1) // 2 if rows == columns else r * c
 
 
-def _fill(gram: GramStore, computer: Computer, tiles: list[Tile]) -> None:
+def _fill(gram: GramStore, computer: Computer, tiles: list[Tile], record: Record) -> None:
     """Compute and write `tiles`; writing overlaps computing, and tiles that other processes hold come last."""
     shape, job = gram.shape, computer.job.job
     height, width = computer.x.shape[2:]
     total = sum(_pairs(shape, t) for t in tiles)
     with progress(f"Gram {job.family}", total, "pair") as bar, ThreadPoolExecutor(1) as pool:
-        start, computed = time.perf_counter(), 0
+        start, computed, finished = time.perf_counter(), 0, 0
         pending: deque[tuple[TileLock, Future]] = deque()
         try:
             for tile, lock in _claim(gram, tiles, bar):
@@ -254,13 +266,21 @@ def _fill(gram: GramStore, computer: Computer, tiles: list[Tile]) -> None:
                 pending.append((lock, pool.submit(_write, gram, tile, values)))
                 if len(pending) >= WRITES_IN_FLIGHT:
                     _finish(*pending.popleft())
+                    finished += 1
                 computed += _pairs(shape, tile)
                 rate = job.entry_layers(computed, height, width) / (time.perf_counter() - start)
                 bar.set_postfix_str(f"{rate:.2g} entry-layers/s", refresh=False)
                 bar.update(_pairs(shape, tile))
         finally:
-            while pending:
-                _finish(*pending.popleft())
+            try:
+                while pending:
+                    _finish(*pending.popleft())
+                    finished += 1
+            finally:
+                if finished:
+                    seconds = round(time.perf_counter() - start, 2)
+                    facts = {"columns": list(computer.job.columns), "tiles_computed": finished, "seconds": seconds}
+                    record(gram.path.name, facts)
 
 
 def _start_copy(values: torch.Tensor) -> Callable[[], np.ndarray]:

@@ -1,5 +1,6 @@
 """Pooling against vanilla on the same images: the paired difference has a smaller error than two accuracies."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,19 @@ import numpy as np
 from pipeline.config import Config, KernelColumn
 from pipeline.errors import StoreError
 
+# What two counterparts may differ in: it does not choose images or change how they are used.
+APART = {"readout": "gap", "depths": (), "name": "", "paper": ()}
+
 
 def counterparts(config: Config) -> list[tuple[str, str]]:
-    """Names (global average pooling, vanilla) of kernel columns that differ in the readout alone."""
+    """Names (global average pooling, vanilla) of kernel columns that the config lets differ in the readout alone."""
     named = zip(config.column_names, config.columns, strict=True)
     kernels = [(name, c) for name, c in named if isinstance(c, KernelColumn)]
     return [
         (pooled, vanilla)
         for pooled, p in kernels
         for vanilla, v in kernels
-        if (p.readout, v.readout) == ("gap", "vanilla")
-        and (p.model, p.train, p.test, p.ridge) == (v.model, v.train, v.test, v.ridge)
+        if (p.readout, v.readout) == ("gap", "vanilla") and p.model_copy(update=APART) == v.model_copy(update=APART)
     ]
 
 
@@ -43,7 +46,7 @@ def _right(path: Path) -> list[np.ndarray]:
         with np.load(path, allow_pickle=False) as saved:
             draws = sum(key.startswith("label_") for key in saved)
             return [saved[f"outputs_{k}"].argmax(1) == saved[f"label_{k}"] for k in range(draws)]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise StoreError(f"cannot read {path}: {error}; delete it to have its cell solved again") from error
 
 

@@ -37,7 +37,7 @@ def collect(config: Config, images: OrderedImages, folder: Path, device: torch.d
     records: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
     provenance: dict[str, Any] = {}
-    kernel_cells = {(name, depth): job for name, _, depth, job in cells(config, images, device)}
+    kernel_cells = {(name, depth): job for name, _, depth, job in cells(config, images, folder, device)}
     predictions: dict[tuple[str, int], Path] = {}
     for name, column in zip(config.column_names, config.columns, strict=True):
         if isinstance(column, KernelColumn):

@@ -12,7 +12,7 @@ from pipeline.config import Config, KernelColumn
 from pipeline.draws import Draw, OrderedImages, draw
 from pipeline.errors import NtkError
 from pipeline.files import digest, fingerprint, read_json, write_json, write_npz
-from pipeline.gram import GramJob, plan, require
+from pipeline.gram import GramJob, require, stored
 from pipeline.progress import progress
 from pipeline.regression import accuracy, solve, standard_error, targets
 from pipeline.store import GramStore
@@ -52,9 +52,11 @@ def finished_cell(folder: Path, name: str, depth: int, fields: dict[str, Any]) -
     return read_json(path) if path.exists() and path.with_suffix(".npz").exists() else None
 
 
-def cells(config: Config, images: OrderedImages, device: torch.device) -> list[tuple[str, KernelColumn, int, GramJob]]:
+def cells(
+    config: Config, images: OrderedImages, folder: Path, device: torch.device
+) -> list[tuple[str, KernelColumn, int, GramJob]]:
     """Every kernel cell of the table with the job its values come from."""
-    jobs = plan(config, images, device)
+    jobs = stored(config, images, folder, device)
     return [
         (name, column, depth, job)
         for name, column in zip(config.column_names, config.columns, strict=True)
@@ -72,7 +74,7 @@ def solve_all(config: Config, images: OrderedImages, folder: Path, device: torch
     """
     todo = [
         (name, column, depth, job)
-        for name, column, depth, job in cells(config, images, device)
+        for name, column, depth, job in cells(config, images, folder, device)
         if finished_cell(folder, name, depth, cell_fields(column, depth, job, images)) is None
     ]
     if not todo:
@@ -101,7 +103,7 @@ def _solve_cell(
     start = time.perf_counter()
     draws = [draw(images, column, name, k) for k in range(column.train.draws)]
     results = [_solve_draw(name, column, depth, images, gram, d, device, say) for d in draws]
-    early = [r["early_stopping"] for r, _ in results] if column.early_stopping else []
+    early = [r["early_stopping"] for r, _ in results if "early_stopping" in r]
     fields = cell_fields(column, depth, job, images)
     values = [r["accuracy"] for r, _ in results]
     mean = float(np.mean(values))
@@ -176,6 +178,8 @@ def _solve_draw(
             result["early_stopping"] = early_stopping.stop_early(
                 kept, k_test, *labels, y, column.early_stopping.holdout, column.ridge
             )
+        except early_stopping.NoFlow as error:
+            say(f"{name} L={depth}: no early stopping: {error}")
         except NtkError as error:
             raise NtkError(f"column {name}, depth {depth}, early_stopping: {error}") from error
     return result, outputs.numpy()

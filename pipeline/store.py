@@ -21,6 +21,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from pipeline.errors import Incomplete, NtkError, StoreError
 from pipeline.files import digest, fingerprint
+from pipeline.progress import progress
 
 FORMAT = 1
 Tile = tuple[int, int]
@@ -147,6 +148,16 @@ def open(path: Path | str, fields: dict[str, Any] | None = None) -> "GramStore":
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check_space(folder: Path, need: int) -> None:
+    """Raise NtkError unless the folder's disk has room for so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise NtkError(
+            f"{folder}: the missing tiles need {need / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free: "
+            "make room, or give another folder with --runs"
+        )
 
 
 @dataclass(frozen=True)
@@ -297,14 +308,16 @@ class GramStore:
 
     def damaged(self, tiles: Iterable[Tile]) -> list[Tile]:
         """Those of the finished `tiles` whose checksum fails or that hold NaN; reads them all."""
-        bad = set()
-        for tile in tiles:
-            for readout in self.shape.readouts:
-                try:
-                    if not np.isfinite(self._read_tile(readout, slice(None), tile)).all():
+        tiles, bad = list(tiles), set()
+        with progress(f"checking {self.path.name}", len(tiles), "tile", delay=2.0) as bar:
+            for tile in tiles:
+                for readout in self.shape.readouts:
+                    try:
+                        if not np.isfinite(self._read_tile(readout, slice(None), tile)).all():
+                            bad.add(tile)
+                    except StoreError:
                         bad.add(tile)
-                except StoreError:
-                    bad.add(tile)
+                bar.update()
         return sorted(bad)
 
     def discard(self, tile: Tile) -> None:
@@ -313,12 +326,3 @@ class GramStore:
             chunk = self._chunk(readout, tile)
             if chunk.exists():
                 chunk.replace(chunk.with_name(f"{chunk.name}.damaged"))
-
-    def check_space(self, tiles: int) -> None:
-        """Raise NtkError unless the disk has room for so many more tiles."""
-        need, free = tiles * self.shape.tile_bytes, shutil.disk_usage(self.path).free
-        if need > free:
-            raise NtkError(
-                f"{self.path}: {tiles} tiles need {need / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free: "
-                "make room, or give another folder with --runs"
-            )

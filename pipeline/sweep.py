@@ -258,8 +258,8 @@ class Cell:
         lr, missing = self.chosen()
         if missing or self.wanted() or self.record():
             return None
-        rates = f"at the {'chosen' if lr else 'given'} learning rates"
-        return f"every run diverged {rates}: lower lr (now {list(self.column.lr)}, unit {self.column.lr_unit})"
+        rates = "every run at the chosen learning rate" if lr else "at every learning rate a run"
+        return f"{rates} diverged: lower lr (now {list(self.column.lr)}, unit {self.column.lr_unit})"
 
 
 def cells(config: Config, images: OrderedImages, folder: Path) -> list[Cell]:

@@ -10,7 +10,7 @@ import torch
 from pipeline import gram, solve
 from pipeline.config import load_config
 from pipeline.draws import draw, load_images
-from pipeline.early_stopping import average, stop_early
+from pipeline.early_stopping import NoFlow, average, stop_early
 from pipeline.errors import ConfigError, NtkError
 from pipeline.gradient_flow import GradientFlow
 from pipeline.kernels import cntk
@@ -100,15 +100,31 @@ def test_infinity_is_none_and_the_median_of_times():
     assert average([{"time": None, **one}])["time"] is None
 
 
-def test_mistakes_are_named(config_path: Path, tmp_path: Path, monkeypatch):
+def test_mistakes_are_named(config_path: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"columns\.0\.early_stopping\.holdout"):
         load_config(str(config_path), ["columns.0.early_stopping.holdout=1.5"])
     with pytest.raises(ConfigError, match="did you mean holdout"):
         load_config(str(config_path), ["columns.0.early_stopping.holdut=0.5"])
     with pytest.raises(NtkError, match=f"column {COLUMN}, depth 3, early_stopping: holdout 0.001 of 20 images"):
         solved(config_path, tmp_path, "columns.0.early_stopping.holdout=0.001")
+
+
+def test_a_matrix_without_a_flow_keeps_its_regression(config_path: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(
         gram.GramStore, "read", lambda self, readout, depth, rows, columns: -np.eye(len(rows), len(columns))
     )
-    with pytest.raises(NtkError, match="early_stopping: k_train must have a positive eigenvalue"):
-        solved(config_path, tmp_path, "columns.0.early_stopping={}")
+    config = load_config(str(config_path), ["columns.0.early_stopping={}"])
+    images, said = load_images(config), []
+    gram.compute(config, images, tmp_path, CPU, say=said.append)
+    solve.solve_all(config, images, tmp_path, CPU, said.append)
+    record = records(config, images, tmp_path)[COLUMN, 4]
+    assert record["indefinite"]
+    assert "early_stopping" not in record
+    assert any("no early stopping: k_train must have a positive eigenvalue" in line for line in said)
+
+
+def test_a_negative_eigenvalue_is_no_flow():
+    k = torch.diag(torch.tensor([2.0, 1.0, -0.5, 1.0], dtype=torch.float64))
+    labels = np.array([0, 1, 0, 1])
+    with pytest.raises(NoFlow, match="eigenvalue"):
+        stop_early(k, k, labels, labels, targets(labels, 2), 0.25, 0.0)

@@ -111,6 +111,45 @@ def test_shards_share_the_work_and_leave_the_rest(config_path: Path, tmp_path: P
     assert all(np.array_equal(whole[key], k) for key, k in blocks(config, images, folder).items())
 
 
+def test_shards_that_start_at_different_times_leave_nothing_out(config_path: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    config, images = computed(config_path, folder, shard=(1, 3))
+    for k in (2, 3):
+        computed(config_path, folder, shard=(k, 3))
+    assert all(gram.missing_tiles(job, folder)[0] == 0 for job in gram.plan(config, images, CPU))
+
+
+def test_what_was_done_is_recorded_also_when_the_work_ends_early(config_path: Path, tmp_path: Path, monkeypatch):
+    block, left, found = gram.Computer.block, [20], []
+
+    def failing(self, rows, columns):
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("the power went")
+        return block(self, rows, columns)
+
+    monkeypatch.setattr(gram.Computer, "pairs_per_second", lambda self: 100.0)
+    monkeypatch.setattr(gram.Computer, "block", failing)
+    with pytest.raises(RuntimeError, match="power"):
+        computed(config_path, tmp_path / "run", record=lambda name, facts: found.append(facts))
+    assert sum(facts["tiles_computed"] for facts in found) == 20
+    assert all(facts["seconds"] > 0 for facts in found)
+
+
+def test_the_store_of_another_device_is_found(config_path: Path, tmp_path: Path, monkeypatch):
+    folder = tmp_path / "run"
+    auto = load_config(str(config_path), ["gram.backend=auto"])
+    images = load_images(auto)
+    with monkeypatch.context() as patch:
+        patch.setattr(gram, "resolve_backend", lambda *_: "reference-cuda")
+        gram.compute(auto, images, folder, CPU, say=quiet)
+    jobs = gram.stored(auto, images, folder, CPU)
+    assert {job.backend for job in jobs} == {"reference-cuda"}
+    assert all(gram.require(job, folder) for job in jobs)
+    other = load_config(str(config_path), ["gram.backend=reference", "order.seed=1"])
+    assert {job.backend for job in gram.stored(other, load_images(other), folder, CPU)} == {"reference-cpu"}
+
+
 def test_a_changed_config_opens_a_new_store_and_names_the_old(config_path: Path, tmp_path: Path):
     folder, said = tmp_path / "run", []
     computed(config_path, folder)

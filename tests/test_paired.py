@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from pipeline.config import load_config
 from pipeline.errors import StoreError
@@ -46,7 +47,20 @@ def test_only_columns_that_share_images_and_ridge_are_paired(config_path: Path, 
     assert [(d["column"], d["minus"], d["depth"]) for d in found] == [("CNTK-GAP-2K", "CNTK-V-2K", 3)]
 
 
-def test_damaged_predictions_are_named(tmp_path: Path):
-    (tmp_path / "a.npz").write_bytes(b"nothing")
+@pytest.mark.parametrize("keep", [0, 5, -40])
+def test_damaged_predictions_are_named(tmp_path: Path, keep: int):
+    path = saved(tmp_path / "a.npz", [0, 1, 2, 0])
+    path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(StoreError, match=r"a\.npz"):
-        difference(tmp_path / "a.npz", tmp_path / "a.npz")
+        difference(path, path)
+
+
+def test_other_trained_ends_are_another_network(tmp_path: Path):
+    path = tmp_path / "ends.yaml"
+    columns = [
+        {"model": "cntk", "readout": "vanilla", "depths": [3]},
+        {"model": "cntk", "readout": "gap", "depths": [3, 4]},
+        {"model": "cntk", "readout": "gap", "depths": [3], "train_last": True, "name": "last"},
+    ]
+    path.write_text(yaml.safe_dump({"name": "ends", "data": {"dataset": "digits"}, "columns": columns}))
+    assert counterparts(load_config(str(path))) == [("CNTK-GAP", "CNTK-V")]

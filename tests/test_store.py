@@ -170,7 +170,7 @@ def test_a_claimed_tile_is_nobody_elses_and_leftovers_go(tmp_path: Path):
 def test_a_full_disk_is_said_before_the_start_and_during_a_write(tmp_path: Path, monkeypatch):
     store = filled(tmp_path, 4, leave_out=((1, 1),))
     with pytest.raises(NtkError, match=r"tiles need .* MB and the disk has"):
-        store.check_space(10**15)
+        stores.check_space(store.path, 10**18)
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")

@@ -112,8 +112,8 @@ def test_where_every_rate_diverges_the_cell_says_so(cnn_config: Path, tmp_path: 
     sweep.train_all(config, images, tmp_path, CPU, say=said.append)
     found = collect(config, images, tmp_path, CPU)["results"]
     assert found["records"] == []
-    assert "every run diverged" in found["missing"][0]["needs"]
-    assert any("every run diverged" in line for line in said)
+    assert "every run at the chosen learning rate diverged" in found["missing"][0]["needs"]
+    assert any("every run at the chosen learning rate diverged" in line for line in said)
 
 
 def test_absolute_rates_are_taken_as_they_are(cnn_config: Path, tmp_path: Path):

@@ -13,11 +13,23 @@ from pipeline.kernels.fused import gpu as fused_gpu
 from pipeline.kernels.ntk import nngp, ntk, ntk_layers
 from pipeline.kernels.passes import READOUTS, Pass, plan_passes
 
-__all__ = ["KERNEL_VERSION", "READOUTS", "Pass", "cntk", "cntk_pass", "nngp", "ntk", "ntk_layers", "resolve_backend"]
+__all__ = [
+    "KERNEL_VERSION",
+    "READOUTS",
+    "RESOLVED_BACKENDS",
+    "Pass",
+    "cntk",
+    "cntk_pass",
+    "nngp",
+    "ntk",
+    "ntk_layers",
+    "resolve_backend",
+]
 
 # Bump by hand when any backend's values change beyond rounding: stores of another version are not reused.
 KERNEL_VERSION = 1
 BACKENDS = ("auto", "reference", "fused")
+RESOLVED_BACKENDS = ("fused-cuda", "fused-cpu", "reference-cuda", "reference-cpu")
 
 log = logging.getLogger(__name__)
 

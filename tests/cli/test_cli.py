@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from tests.conftest import digit_arrays
@@ -194,3 +195,21 @@ def test_help_needs_no_heavy_import_and_completion_knows_the_configs(folder: Pat
     from cli.main import _complete_config
 
     assert _complete_config("cifar") == ["cifar10", "cifar10-2k"]
+
+
+def test_out_of_memory_is_one_line_and_other_errors_are_not_hidden():
+    from cli.main import _out_of_memory
+
+    gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee the documentation")
+    assert "20.00 GiB" in _out_of_memory(gpu)
+    assert "--device cpu" in _out_of_memory(gpu)
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 55)
+    assert "out of memory" in _out_of_memory(caught.value)
+    assert _out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+def test_bench_and_verify_refuse_a_folder_before_they_measure(folder: Path):
+    (folder / "file").write_text("")
+    assert_one_line(ntk(folder, "bench", "--results", "file"), "file/bench")
+    assert_one_line(ntk(folder, "verify", "--quick", "--results", "/proc/none"), "/proc/none")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.device import cpu_model
+from pipeline.device import cpu_features, cpu_model
 from pipeline.files import digest
 from pipeline.kernels.fused import SHORT_SIDE, values_of
 from pipeline.kernels.passes import Pass
@@ -52,20 +52,21 @@ def cache_folder() -> Path:
 def _run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise CompileError(f"{command[0]} failed: {(done.stderr or done.stdout).strip().splitlines()[0]}")
+        first = next(iter((done.stderr or done.stdout).strip().splitlines()), f"exit status {done.returncode}")
+        raise CompileError(f"{command[0]} failed: {first}")
     return done.stdout
 
 
 def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
     """Compile into `folder`, or find what an earlier call compiled from the same source with the same tools.
 
-    Named by source, flags, compiler version and CPU model. Raises CompileError.
+    Named by source, flags, compiler version and CPU model with its features. Raises CompileError.
     """
     cxx = compiler()
     if cxx is None:
         raise CompileError(f"no C++ compiler found: {INSTALL_HINT}")
     sources = [(HERE / name).read_bytes() for name in SOURCES]
-    key = digest(*sources, " ".join(flags), _run([cxx, "--version"]), cpu_model())[:16]
+    key = digest(*sources, " ".join(flags), _run([cxx, "--version"]), cpu_model(), cpu_features())[:16]
     library = folder / f"fused-cpu-{key}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
