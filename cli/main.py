@@ -115,7 +115,9 @@ def train_cnn(
     device: Device = "auto",
     only: Annotated[str | None, typer.Option(metavar="COLUMN[/DEPTH]", help="For instance CNN-GAP/21.")] = None,
     lr: Annotated[float | None, typer.Option(help="Only this learning rate of the config's list.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Only this seed, counted from 0.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Only this seed, counted from 0; without --lr at every rate of the list.")
+    ] = None,
 ) -> None:
     """Train the finite networks: learning rates x seeds x depths, each run once, each with a checkpoint.
 
