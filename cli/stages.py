@@ -1,5 +1,6 @@
 """What each command does: open the workspace, call the pipeline's stage, say what came of it."""
 
+import os
 import re
 import sys
 import time
@@ -26,6 +27,7 @@ from pipeline.html import page
 from pipeline.workspace import Workspace, open_workspace
 
 HEAT_MAP_IMAGES = 400
+NICENESS = 10
 
 
 def say(text: str) -> None:
@@ -51,6 +53,9 @@ def begin(
     """Check the config and the device; print the resolved config."""
     workspace = open_workspace(config, overrides or [], runs, results)
     chosen = resolve_device(device)
+    if chosen.type == "cpu":
+        # Every core, but only what nobody else asks of it: a laptop stays usable for the hours of a Gram matrix.
+        os.nice(NICENESS)
     if not quiet:
         say(f"# {config}, resolved, on {chosen}\n{workspace.yaml}")
     return Session(workspace, chosen)
