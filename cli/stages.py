@@ -199,8 +199,9 @@ def status(session: Session, verify: bool) -> None:
 
 def bench(results: Path, device: str, seconds: float) -> None:
     """The speed of every backend on a device."""
+    chosen = resolve_device(device)
     require_writable(results / "bench")
-    found = speed.run_bench(resolve_device(device), seconds, say)
+    found = speed.run_bench(chosen, seconds, say)
     print(speed.format_bench(found))
     name = re.sub(r"[^a-z0-9]+", "-", found["machine"]["device"].lower()).strip("-")
     path = results / "bench" / f"{name}.json"

@@ -15,8 +15,9 @@ def verify(quick: bool, results: Path, device: str) -> None:
     if results.exists() and not results.is_dir():
         raise ConfigError(f"--results {results}: is a file, not a folder")
     folder = results / ("theory-quick" if quick else "theory")
+    chosen = resolve_device(device)
     require_writable(folder)
-    claims = experiments.verify(experiments.QUICK if quick else experiments.FULL, folder, resolve_device(device))
+    claims = experiments.verify(experiments.QUICK if quick else experiments.FULL, folder, chosen)
     for claim in claims:
         print(f"{'holds' if claim.holds else 'FAILS'}  {claim.claim}: {claim.measured} ({claim.criterion})")
     say(f"wrote {folder}/: summary.md, summary.json, provenance.json and figures")
