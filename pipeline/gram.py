@@ -29,6 +29,7 @@ SMALLEST_TILE = 16  # a file a tile: smaller ones cost more to handle than to lo
 FEWEST_TILES_A_SIDE = 4
 WRITES_IN_FLIGHT = 2
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_RECORDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -258,15 +259,16 @@ def _fill(gram: GramStore, computer: Computer, tiles: list[Tile], record: Record
     height, width = computer.x.shape[2:]
     total = sum(_pairs(shape, t) for t in tiles)
     with progress(f"Gram {job.family}", total, "pair") as bar, ThreadPoolExecutor(1) as pool:
-        start, computed, finished = time.perf_counter(), 0, 0
+        start, computed = time.perf_counter(), 0
         pending: deque[tuple[TileLock, Future]] = deque()
+        tally = _Tally(gram.path.name, computer.job.columns, record)
         try:
             for tile, lock in _claim(gram, tiles, bar):
                 values = _start_copy(computer.block(*shape.bounds(tile)))
                 pending.append((lock, pool.submit(_write, gram, tile, values)))
                 if len(pending) >= WRITES_IN_FLIGHT:
                     _finish(*pending.popleft())
-                    finished += 1
+                    tally.add()
                 computed += _pairs(shape, tile)
                 rate = job.entry_layers(computed, height, width) / (time.perf_counter() - start)
                 bar.set_postfix_str(f"{rate:.2g} entry-layers/s", refresh=False)
@@ -275,12 +277,30 @@ def _fill(gram: GramStore, computer: Computer, tiles: list[Tile], record: Record
             try:
                 while pending:
                     _finish(*pending.popleft())
-                    finished += 1
+                    tally.add()
             finally:
-                if finished:
-                    seconds = round(time.perf_counter() - start, 2)
-                    facts = {"columns": list(computer.job.columns), "tiles_computed": finished, "seconds": seconds}
-                    record(gram.path.name, facts)
+                tally.close()
+
+
+class _Tally:
+    """Counts finished tiles and records them every so often, so that a kill loses little of what was done."""
+
+    def __init__(self, store: str, columns: tuple[str, ...], record: Record):
+        self.store, self.columns, self.record = store, columns, record
+        self.since, self.tiles = time.perf_counter(), 0
+
+    def add(self) -> None:
+        self.tiles += 1
+        if time.perf_counter() - self.since > SECONDS_BETWEEN_RECORDS:
+            self.close()
+
+    def close(self) -> None:
+        """Record what has been finished since the last record."""
+        now = time.perf_counter()
+        if self.tiles:
+            seconds = round(now - self.since, 2)
+            self.record(self.store, {"columns": list(self.columns), "tiles_computed": self.tiles, "seconds": seconds})
+        self.since, self.tiles = now, 0
 
 
 def _start_copy(values: torch.Tensor) -> Callable[[], np.ndarray]:
