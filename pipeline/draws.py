@@ -49,13 +49,15 @@ class Draw:
     overlaps: bool
 
 
-def shuffled(labels: np.ndarray, seed: tuple[int, ...], balanced: bool) -> np.ndarray:
-    """A seeded permutation of range(len(labels)); balanced interleaves the classes, an exhausted one drops out.
+def permutation(n: int, seed: tuple[int, ...]) -> np.ndarray:
+    """A seeded permutation of range(n), from raw PCG64 output, whose stream NumPy promises to keep."""
+    keys = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(n)
+    return np.argsort(keys, kind="stable")
 
-    Made from raw PCG64 output, whose stream NumPy promises to keep.
-    """
-    keys = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(len(labels))
-    order = np.argsort(keys, kind="stable")
+
+def shuffled(labels: np.ndarray, seed: tuple[int, ...], balanced: bool) -> np.ndarray:
+    """A seeded permutation of range(len(labels)); balanced interleaves the classes, an exhausted one drops out."""
+    order = permutation(len(labels), seed)
     if not balanced:
         return order
     rank = np.empty(len(labels), np.int64)

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and digests that name contents."""
 
+import glob
 import hashlib
 import json
 import os
@@ -35,6 +36,13 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         if isinstance(error, OSError):
             raise NtkError(f"cannot write {path}: {error.strerror or error}") from error
         raise
+
+
+def remove_partials(path: Path) -> None:
+    """Remove what killed writers of `path` have left beside it; only for whoever holds the lock under which it is
+    written."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        leftover.unlink(missing_ok=True)
 
 
 def require_writable(folder: Path) -> None:

@@ -17,14 +17,17 @@ MOST_STEPS = 20
 STANDS = 1e-4
 
 
+class DeadNetwork(NtkError):
+    """A network whose outputs do not depend on its trained weights."""
+
+
 def largest_stable_lr(net: nn.Module, x: Tensor, on_step: Callable[[], object] = lambda: None) -> float:
     """2 n / lambda_max(J J^T), with J the Jacobian of the outputs on n images by the trained weights.
 
     For the loss 1/2 |f - y|^2, summed over outputs and averaged over images, gradient descent on the linearised
     network is stable below it. lambda_max comes from the Lanczos iteration (power iteration that keeps what it learns)
     on the first images of x, at most 1,024, in float32. Rounded to three digits, so that rounding errors that differ
-    between machines hardly reach the learning rate. Calls `on_step` after each of at most 20 steps. Raises NtkError
-    for a network whose outputs do not depend on its weights.
+    between machines hardly reach the learning rate. Calls `on_step` after each of at most 20 steps. Raises DeadNetwork.
     """
     x = x[:MOST_IMAGES]
     weights = [w for w in net.parameters() if w.requires_grad]
@@ -41,7 +44,9 @@ def largest_stable_lr(net: nn.Module, x: Tensor, on_step: Callable[[], object] =
             last, largest = largest, float(np.linalg.eigvalsh(tridiagonal)[-1])
             on_step()
             if largest == 0.0:
-                raise NtkError("the network's gradient is 0 on every image, its ReLUs being dead: give it more width")
+                raise DeadNetwork(
+                    "the gradient at initialisation is 0 on every image: its ReLUs are dead, more width helps"
+                )
             beside.append(float(torch.linalg.vector_norm(product)))
             if abs(largest - last) < STANDS * largest or beside[-1] < STANDS * largest:
                 break

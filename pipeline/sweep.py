@@ -23,14 +23,15 @@ from pipeline.cost import measure, training_flops
 from pipeline.device import describe
 from pipeline.draws import OrderedImages, draw
 from pipeline.errors import ConfigError, NtkError
-from pipeline.files import digest, fingerprint, read_json, write_json
-from pipeline.lr import MOST_STEPS, largest_stable_lr
+from pipeline.files import digest, fingerprint, read_json, remove_partials, write_json
+from pipeline.lr import MOST_STEPS, DeadNetwork, largest_stable_lr
 from pipeline.progress import progress
-from pipeline.regression import standard_error, targets
+from pipeline.regression import targets
+from pipeline.standard_error import standard_error
 from pipeline.train import LOSS, Images, Run, Setting, build, train
 
 # Bump by hand when the same setting trains another way: earlier runs are not reused.
-SWEEP_VERSION = 3
+SWEEP_VERSION = 4
 ALL, FIT = "all", "fit"
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -177,51 +178,55 @@ class Cell:
             return missing
         return [(lr, s, ALL) for s in range(self.column.seeds) if self.found(lr, s, ALL) is None]
 
-    def largest_lr(self, device: torch.device) -> float:
-        """The largest stable learning rate of the seed-0 network, computed once and kept."""
+    def largest_lr(self, device: torch.device) -> tuple[float | None, str | None]:
+        """The largest stable learning rate of the seed-0 network, computed once and kept, or None and why not."""
         setting, images = self.setting(1.0, 0), self.data(ALL, device)
         fields = {**self.fields(0.0, 0, ALL), "kind": "largest stable learning rate"}
         path = self.folder / f"{self.name}-L{self.depth}-lr_max-{fingerprint(fields)}.json"
         if not path.exists():
             with progress(f"{self.name}/{self.depth} largest stable lr", MOST_STEPS, "step") as bar:
+                lr_max, why = None, None
                 try:
                     lr_max = largest_stable_lr(build(setting, images), images.x, bar.update)
-                except NtkError as error:
-                    raise NtkError(f"column {self.name}, depth {self.depth}: {error}") from error
-            write_json(path, {"lr_max": lr_max, "fields": fields})
-        return float(read_json(path)["lr_max"])
+                except DeadNetwork as error:
+                    why = str(error)
+            write_json(path, {"lr_max": lr_max, "why": why, "fields": fields})
+        found = read_json(path)
+        return found["lr_max"], found["why"]
 
     def record(self) -> dict[str, Any] | None:
-        """The cell's record and provenance, or None while runs are missing or every learning rate diverged.
-
-        standard_error combines the sampling of test images (binomial) with the spread over seeds.
-        """
+        """The cell's record and provenance, or None while runs are missing or every learning rate diverged."""
         lr, missing = self.chosen()
         if missing or lr is None:
             return None
         runs = [self.found(lr, seed, ALL) for seed in range(self.column.seeds)]
         done = [r for r in runs if r is not None]
-        results = [r["result"] for r in done if r["result"]["diverged"] is None]
-        if len(done) < len(runs) or not results:
+        good = [r for r in done if r["result"]["diverged"] is None]
+        if len(done) < len(runs) or not good:
             return None
+        results = [r["result"] for r in good]
         values = [r["accuracy"] for r in results]
         mean, n_test = float(np.mean(values)), len(self.draw.test)
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        scores = [np.array(r["right"]) for r in good]
+        chosen: dict[str, Any] = {"runs": [r["fingerprint"] for r in done], "rule": self.rule}
+        if self.rule != "single":
+            chosen |= {"rates": self.column.lr, "holdout": self.column.holdout if self.selects_on_holdout else None}
         record = {
             "model": "cnn",
             "column": self.name,
             "readout": self.column.readout,
             "depth": self.depth,
             "accuracy": mean,
-            "standard_error": float(np.hypot(standard_error(mean, n_test), (std or 0.0) / len(values) ** 0.5)),
+            "standard_error": standard_error([self.draw.test] * len(scores), scores),
             "std": std,
             "n_train": len(self.draw.train),
             "n_test": n_test,
             "test_from": self.column.test.source,
             "seeds": len(values),
             "seeds_diverged": len(done) - len(values),
-            "lr": done[0]["lr"],
-            "lr_share": done[0]["lr"] / done[0]["lr_max"],
+            "lr": good[0]["lr"],
+            "lr_share": _share(good[0]),
             "lr_unit": self.column.lr_unit,
             "lr_rule": self.rule,
             "loss": LOSS,
@@ -232,8 +237,8 @@ class Cell:
             "diverged": self._diverged(),
             "width": self.column.width,
             "kappa": self.column.kappa,
-            "parameters": done[0]["parameters"],
-            "fingerprint": fingerprint({"runs": [r["fingerprint"] for r in done]}),
+            "parameters": good[0]["parameters"],
+            "fingerprint": fingerprint(chosen),
             "runs": [r["result"] for r in done],
         }
         return {"record": record, "provenance": {"runs": [r["provenance"] for r in done]}}
@@ -244,7 +249,7 @@ class Cell:
         return [
             {
                 "lr": run["lr"],
-                "lr_share": run["lr"] / run["lr_max"],
+                "lr_share": _share(run),
                 "seed": run["result"]["seed"],
                 "part": part,
                 "why": run["result"]["diverged"],
@@ -258,8 +263,16 @@ class Cell:
         lr, missing = self.chosen()
         if missing or self.wanted() or self.record():
             return None
+        first = self._diverged()[0]
+        if first["lr"] is None:
+            return str(first["why"])
         rates = "every run at the chosen learning rate" if lr else "at every learning rate a run"
         return f"{rates} diverged: lower lr (now {list(self.column.lr)}, unit {self.column.lr_unit})"
+
+
+def _share(run: dict[str, Any]) -> float | None:
+    """A run's learning rate as a share of the largest stable one."""
+    return run["lr"] / run["lr_max"] if run["lr"] and run["lr_max"] else None
 
 
 def cells(config: Config, images: OrderedImages, folder: Path) -> list[Cell]:
@@ -368,18 +381,25 @@ def _train_run(
             return None
         if path.exists():
             return False
-        lr_max = cell.largest_lr(device)
-        rate = lr * lr_max if cell.column.lr_unit == "max" else lr
+        remove_partials(path)
+        lr_max, dead = cell.largest_lr(device)
+        rate = lr if cell.column.lr_unit == "absolute" else lr * lr_max if lr_max else None
         images = cell.data(part, device)
         fields = cell.fields(lr, seed, part)
-        label = f"{cell.name}/{cell.depth} lr {rate:.3g} seed {seed}" + (" (holdout)" if part == FIT else "")
-        setting = cell.setting(rate, seed)
-        with progress(label, setting.epochs, "epoch") as bar:
-            run = train(setting, images, fields, path.with_suffix(".pt"), lambda run: _show(bar, run))
+        label = f"{cell.name}/{cell.depth} lr {lr if rate is None else rate:.3g} seed {seed}"
+        label += " (holdout)" if part == FIT else ""
+        setting = cell.setting(rate or 0.0, seed)
+        if rate is None:
+            run = Run(setting, images, fields)
+            run.diverged = dead
+        else:
+            with progress(label, setting.epochs, "epoch") as bar:
+                run = train(setting, images, fields, path.with_suffix(".pt"), lambda run: _show(bar, run))
         if run.diverged is not None:
-            say(f"{label}: diverged in epoch {run.epoch + 1} ({run.diverged}); it ends here, averaged into nothing")
+            say(f"{label}: diverged in epoch {run.epoch + 1} ({run.diverged}): it ends here, averaged into nothing")
         record = {
             "result": run.result(),
+            "right": run.right_share,
             "lr": rate,
             "lr_max": lr_max,
             "parameters": sum(w.numel() for w in run.net.parameters()),

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cnn import CNN
+from pipeline.draws import permutation
 from pipeline.errors import StoreError
-from pipeline.files import write_atomic
+from pipeline.files import remove_partials, write_atomic
 from pipeline.precision import Autocast, arithmetic
 
 # A learning rate means nothing without it.
@@ -92,8 +93,7 @@ def _accuracy(outputs: Tensor, y: Tensor) -> float:
 
 def _batches(n: int, size: int, seed: int, epoch: int, device: torch.device) -> tuple[Tensor, ...]:
     """The epoch's order: a function of (seed, epoch) alone, so that a resumed run draws the same batches."""
-    generator = torch.Generator().manual_seed((seed << 32) + epoch + 1)
-    return torch.randperm(n, generator=generator).to(device).split(size)
+    return torch.from_numpy(permutation(n, (seed, epoch))).to(device).split(size)
 
 
 class Run:
@@ -105,6 +105,8 @@ class Run:
         weights = [w for w in self.net.parameters() if w.requires_grad]
         self.optimiser = torch.optim.SGD(weights, lr=setting.lr, momentum=setting.momentum)
         self.history: dict[str, list[float]] = {"loss": [], "train_accuracy": [], "test_accuracy": []}
+        # (epochs, n_test) of the last `settle` epochs at most: which test images were classified right.
+        self.right = torch.empty((0, len(images.x_test)), dtype=torch.bool)
         self.fitted_at: int | None = None
         self.diverged: str | None = None
         self.seconds = self.train_seconds = 0.0
@@ -130,6 +132,7 @@ class Run:
             "net": self.net.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "history": self.history,
+            "right": self.right,
             "fitted_at": self.fitted_at,
             "diverged": self.diverged,
             "seconds": self.seconds,
@@ -138,7 +141,10 @@ class Run:
         write_atomic(path, lambda file: torch.save(state, file))
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises StoreError if it is damaged or another run's, naming file and field."""
+        """Go on from a checkpoint. Raises StoreError if it is damaged or another run's, naming file and field.
+
+        A device out of memory is no fault of the file: that error is let through.
+        """
         advice = f"{path}: delete it to train this run anew"
         try:
             state = torch.load(path, map_location=self.images.x.device, weights_only=True)
@@ -149,8 +155,11 @@ class Run:
             self.net.load_state_dict(state["net"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.history, self.fitted_at = state["history"], state["fitted_at"]
+            self.right = state["right"].cpu()
             self.diverged = state["diverged"]
             self.seconds, self.train_seconds = state["seconds"], state["train_seconds"]
+        except torch.OutOfMemoryError:
+            raise
         except (OSError, RuntimeError, LookupError, EOFError, ValueError, TypeError, pickle.UnpicklingError) as error:
             raise StoreError(f"{advice}: the checkpoint is damaged ({type(error).__name__})") from error
 
@@ -187,7 +196,10 @@ class Run:
             running = _accuracy(outputs_of(self.net, self.images.x, autocast) - self.initial_train, self.images.y)
             if running == 100.0 and self.fitted_at is None:
                 self.fitted_at = self.epoch + 1
-        test = _accuracy(outputs_of(self.net, self.images.x_test, autocast) - self.initial_test, self.images.y_test)
+        outputs = outputs_of(self.net, self.images.x_test, autocast) - self.initial_test
+        right = (outputs.argmax(1) == self.images.y_test).cpu()
+        self.right = torch.cat([self.right, right[None]])[-self.setting.settle :]
+        test = 100 * float(right.double().mean())
         for key, value in (("loss", loss), ("train_accuracy", running), ("test_accuracy", test)):
             self.history[key].append(value)
 
@@ -205,6 +217,11 @@ class Run:
         )
         self.loss_limit = DIVERGED * max(zero_function, start)
 
+    @property
+    def right_share(self) -> list[float]:
+        """For each test image, the share of the epochs that `result` averages in which it was classified right."""
+        return [] if self.diverged is not None else self.right.double().mean(0).tolist()
+
     def result(self) -> dict[str, Any]:
         """Accuracy (%) over the last `settle` epochs, and what led there; accuracy is None for a diverged run.
 
@@ -214,7 +231,6 @@ class Run:
         last = self.history["test_accuracy"][-self.setting.settle :]
         return {
             "seed": self.setting.seed,
-            "lr": self.setting.lr,
             "accuracy": None if self.diverged is not None else sum(last) / len(last),
             "train_accuracy": None if self.diverged is not None else self.history["train_accuracy"][-1],
             "epochs": self.epoch,
@@ -233,6 +249,7 @@ def train(
     epoch. The same setting gives the same bits on the same device and thread count, interrupted or not.
     """
     run = Run(setting, images, fields)
+    remove_partials(checkpoint)
     if checkpoint.exists():
         run.load(checkpoint)
     with arithmetic(setting.precision, images.x.device) as autocast:

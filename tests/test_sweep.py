@@ -15,6 +15,7 @@ from pipeline.config import Config, load_config
 from pipeline.draws import OrderedImages, load_images
 from pipeline.errors import ConfigError, NtkError, StoreError
 from pipeline.results import collect
+from pipeline.standard_error import standard_error
 from pipeline.train import Run
 
 CPU = torch.device("cpu")
@@ -106,6 +107,66 @@ def test_a_diverging_rate_is_said_reported_and_averaged_into_nothing(cnn_config:
     assert [d["lr_share"] for d in record["diverged"]] == [pytest.approx(1000)]
 
 
+def test_the_error_of_a_cell_is_that_of_its_images_and_seeds(cnn_config: Path, tmp_path: Path):
+    config, images = prepared(cnn_config, "columns.0.seeds=3")
+    sweep.train_all(config, images, tmp_path, CPU, say=quiet)
+    (cell,) = sweep.cells(config, images, tmp_path)
+    runs = [cell.found(0.25, seed, sweep.ALL) for seed in range(3)]
+    for run in runs:
+        assert 100 * np.mean(run["right"]) == pytest.approx(run["result"]["accuracy"])
+    scores = [np.array(run["right"]) for run in runs]
+    expected = standard_error([cell.draw.test] * 3, scores)
+    assert cell.record()["record"]["standard_error"] == expected > 0
+
+
+def test_a_cell_is_named_by_how_its_rate_was_chosen_too(cnn_config: Path, tmp_path: Path):
+    names = set()
+    for rates, holdout in ([0.25], 0.3), ([0.25, 1000.0], 0.3), ([0.25, 1000.0], 0.4):
+        config, images = prepared(cnn_config, f"columns.0.lr={rates}", f"columns.0.holdout={holdout}")
+        sweep.train_all(config, images, tmp_path, CPU, say=quiet)
+        (cell,) = sweep.cells(config, images, tmp_path)
+        record = cell.record()["record"]
+        assert record["lr_share"] == pytest.approx(0.25)
+        names.add(record["fingerprint"])
+    assert len(names) == 3
+
+
+def test_a_network_dead_at_initialisation_costs_its_own_cell_alone(cnn_config: Path, tmp_path: Path, monkeypatch):
+    config, images = prepared(cnn_config, "columns.0.depths=[3, 4]")
+    alive = sweep.build
+
+    def dead_at_depth_3(setting, data):
+        net = alive(setting, data)
+        if setting.depth == 3:
+            with torch.no_grad():
+                net.convolutions[0].zero_()
+        return net
+
+    monkeypatch.setattr(sweep, "build", dead_at_depth_3)
+    said: list[str] = []
+    assert sweep.train_all(config, images, tmp_path, CPU, say=said.append) == 4
+    found = collect(config, images, tmp_path, CPU)["results"]
+    assert [r["depth"] for r in found["records"]] == [4]
+    (missing,) = found["missing"]
+    assert missing["depth"] == 3
+    assert "ReLUs are dead" in missing["needs"]
+    assert any("depth 3: the gradient at initialisation is 0" in line for line in said)
+    assert sweep.train_all(config, images, tmp_path, CPU, say=quiet) == 0
+
+
+def test_what_killed_writers_left_is_removed(cnn_config: Path, tmp_path: Path):
+    config, images = prepared(cnn_config)
+    (cell,) = sweep.cells(config, images, tmp_path)
+    record = cell.path(0.25, 0, sweep.ALL)
+    record.parent.mkdir(parents=True)
+    for path in (record, record.with_suffix(".pt")):
+        (record.parent / f".{path.name}.x1y2.partial").write_bytes(b"half")
+    other = record.parent / ".other.json.x1y2.partial"
+    other.write_bytes(b"of another process at work")
+    sweep.train_all(config, images, tmp_path, CPU, say=quiet)
+    assert list(record.parent.glob(".*.partial")) == [other]
+
+
 def test_where_every_rate_diverges_the_cell_says_so(cnn_config: Path, tmp_path: Path):
     config, images = prepared(cnn_config, "columns.0.lr=[1.0e+4]")
     said: list[str] = []
@@ -174,7 +235,7 @@ def test_every_width_is_a_cell_of_its_own(cnn_config: Path, tmp_path: Path):
     narrow, wide = collect(config, images, tmp_path, CPU)["results"]["records"]
     assert [(r["column"], r["width"]) for r in (narrow, wide)] == [("CNN-GAP-30-w4", 4), ("CNN-GAP-30-w6", 6)]
     assert narrow["parameters"] == 9 * (4 + 4 * 4) + 4 * 10
-    assert narrow["runs"][0]["lr"] != wide["runs"][0]["lr"]
+    assert narrow["lr"] != wide["lr"]
 
 
 def test_a_run_that_another_process_holds_is_left_to_it_and_waited_for(cnn_config: Path, tmp_path: Path, monkeypatch):
@@ -221,8 +282,10 @@ def test_two_processes_share_a_sweep(cnn_config: Path, tmp_path: Path):
     (alone,) = sweep.cells(config, images, tmp_path / "alone")
     sweep.train_all(config, images, tmp_path / "alone", CPU, sweep.Only(seed=4), quiet)
     (shared,) = sweep.cells(config, images, tmp_path / "shared")
-    accuracy = [cell.found(0.25, 4, sweep.ALL)["result"]["epochs"] for cell in (alone, shared)]
-    assert accuracy[0] == accuracy[1]
+    one, other = (cell.found(0.25, 4, sweep.ALL) for cell in (alone, shared))
+    assert one["result"]["history"]["train_accuracy"] == other["result"]["history"]["train_accuracy"]
+    assert one["result"]["history"]["loss"] == pytest.approx(other["result"]["history"]["loss"], rel=1e-3)
+    assert one["right"] == other["right"]
 
 
 def test_the_cost_is_said_before_anything_is_trained(cnn_config: Path, tmp_path: Path):

@@ -85,6 +85,18 @@ def test_the_epoch_limit_holds(tmp_path: Path):
     assert (run.epoch, run.fitted_at, run.diverged) == (4, None, None)
 
 
+def test_every_seed_and_epoch_has_an_order_of_its_own():
+    def order(seed: int, epoch: int) -> tuple[int, ...]:
+        batches = training._batches(24, 8, seed, epoch, torch.device("cpu"))
+        assert [len(batch) for batch in batches] == [8, 8, 8]
+        return tuple(torch.cat(batches).tolist())
+
+    orders = {(seed, epoch): order(seed, epoch) for seed in range(5) for epoch in range(5)}
+    assert all(sorted(found) == list(range(24)) for found in orders.values())
+    assert len(set(orders.values())) == 25
+    assert order(3, 4) == orders[3, 4]
+
+
 @pytest.mark.parametrize("lr", [1e3, 1e30])
 def test_a_diverging_rate_ends_at_once_without_an_accuracy(tmp_path: Path, lr: float):
     run = train(replace(SETTING, lr=lr, epochs=50), made(), FIELDS, tmp_path / "c.pt", quiet)
@@ -196,6 +208,19 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes | list | N
         path.write_bytes(path.read_bytes()[:-200] if content is None else content)
     with pytest.raises(StoreError, match=r"c\.pt: delete it .* damaged"):
         train(SETTING, made(), FIELDS, path, quiet)
+
+
+def test_a_device_out_of_memory_is_not_a_damaged_checkpoint(tmp_path: Path, monkeypatch):
+    path = tmp_path / "c.pt"
+    Run(SETTING, made(), FIELDS).save(path)
+
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(SETTING, made(), FIELDS, path, quiet)
+    assert path.exists()
 
 
 @pytest.mark.gpu
