@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from pipeline.kernels import READOUTS, cntk
+from exact_ntk.kernels import READOUTS, cntk
 
 DEPTHS = (3, 4, 6, 11, 21)
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from pipeline.cost import training_bytes, training_flops
-from pipeline.device import describe, resolve_device
-from pipeline.precision import Autocast, arithmetic
-from pipeline.train import Images, Run, Setting
+from exact_ntk.device import describe, resolve_device
+from exact_ntk.networks.cost import training_bytes, training_flops
+from exact_ntk.networks.precision import Autocast, arithmetic
+from exact_ntk.networks.training import Images, Run, Setting
 
 
 def plain(shape: tuple[int, int, int], classes: int, setting: Setting) -> nn.Sequential:

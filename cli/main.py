@@ -17,8 +17,15 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def _begin() -> None:
+    from exact_ntk.cli.console import show_log
+
+    show_log()
+
+
 def _complete_config(incomplete: str) -> list[str]:
-    from pipeline.config import bundled
+    from exact_ntk.settings import bundled
 
     return [name for name in bundled() if name.startswith(incomplete)]
 
@@ -62,17 +69,17 @@ def run(
     device: Device = "auto",
 ) -> None:
     """Run every stage in order, skipping what is done: download, compute-gram, solve, train-cnn, report."""
-    from cli import stages
+    from exact_ntk.cli import stages
 
-    stages.run(stages.begin(config, overrides, runs, results, device))
+    stages.begin(config, overrides, runs, results, device).run()
 
 
 @app.command()
 def download(config: ConfigName = "digits", overrides: Overrides = None) -> None:
     """Fetch the config's data set and verify its checksums."""
-    from cli import stages
+    from exact_ntk.cli import stages
 
-    stages.download(stages.begin(config, overrides, RUNS, RESULTS, "cpu"))
+    stages.begin(config, overrides, RUNS, RESULTS, "cpu").download()
 
 
 @app.command("compute-gram")
@@ -92,9 +99,9 @@ def compute_gram(
     A finished tile is never computed again. Any number of processes may fill one store at once.
     """
     share = _shard(shard)
-    from cli import stages
+    from exact_ntk.cli import stages
 
-    stages.compute_gram(stages.begin(config, overrides, runs, RESULTS, device), share, repair)
+    stages.begin(config, overrides, runs, RESULTS, device).compute_gram(share, repair)
 
 
 @app.command()
@@ -102,9 +109,9 @@ def solve(
     config: ConfigName = "digits", overrides: Overrides = None, runs: Runs = RUNS, device: Device = "auto"
 ) -> None:
     """Kernel regression in float64 for every cell of the kernel columns; predictions are saved."""
-    from cli import stages
+    from exact_ntk.cli import stages
 
-    stages.solve(stages.begin(config, overrides, runs, RESULTS, device))
+    stages.begin(config, overrides, runs, RESULTS, device).solve()
 
 
 @app.command("train-cnn")
@@ -123,9 +130,9 @@ def train_cnn(
 
     A learning rate that diverges ends its run at once and is reported, never averaged.
     """
-    from cli import stages
+    from exact_ntk.cli import stages
 
-    stages.train_cnn(stages.begin(config, overrides, runs, RESULTS, device), only, lr, seed)
+    stages.begin(config, overrides, runs, RESULTS, device).train_cnn(only, lr, seed)
 
 
 @app.command()
@@ -137,9 +144,9 @@ def report(
     device: Device = "auto",
 ) -> None:
     """Write results.json, the table, the figures and report.html; missing cells say what would fill them."""
-    from cli import stages
+    from exact_ntk.cli import stages
 
-    stages.report(stages.begin(config, overrides, runs, results, device))
+    stages.begin(config, overrides, runs, results, device).report()
 
 
 @app.command()
@@ -151,9 +158,9 @@ def status(
     verify: Annotated[bool, typer.Option(help="Read every finished tile and check its checksum.")] = True,
 ) -> None:
     """What is done, missing or damaged, and the time left. Exits with status 3 while anything is missing."""
-    from cli import stages
+    from exact_ntk.cli import stages
 
-    stages.status(stages.begin(config, overrides, runs, RESULTS, device, quiet=True), verify)
+    stages.begin(config, overrides, runs, RESULTS, device, quiet=True).status(verify)
 
 
 @app.command()
@@ -167,9 +174,9 @@ def verify(
     Writes a summary with every claim, its measured figure, criterion and verdict, and figures, to theory/ (with
     --quick: theory-quick/) under the results. Exits with status 1 unless every claim holds.
     """
-    from cli import verify as verifying
+    from exact_ntk.cli.verify import verify_claims
 
-    verifying.verify(quick, results, device)
+    verify_claims(quick, results, device)
 
 
 @app.command()
@@ -182,9 +189,9 @@ def bench(
 
     V and GAP, 8 x 8 and 32 x 32 images, depths 3 and 21; about two minutes. Writes results/bench/DEVICE.json.
     """
-    from cli import stages
+    from exact_ntk.cli.stages import measure_speed
 
-    stages.bench(results, device, seconds)
+    measure_speed(results, device, seconds)
 
 
 def _out_of_memory(error: Exception) -> str | None:
@@ -202,7 +209,7 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        from pipeline.errors import NtkError
+        from exact_ntk.errors import NtkError
 
         if _out_of_memory(error):
             print(f"error: {_out_of_memory(error)}", file=sys.stderr)

@@ -1,43 +1,44 @@
 """What each command does: open the workspace, call the pipeline's stage, say what came of it."""
 
+import logging
 import os
 import re
-import sys
 import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from pipeline import bench as speed
-from pipeline import gram, sweep
-from pipeline import report as tables
-from pipeline import results as records
-from pipeline import solve as solving
-from pipeline.config import KernelColumn
-from pipeline.data import download as fetch
-from pipeline.device import resolve_device
-from pipeline.draws import OrderedImages, draw, load_images
-from pipeline.errors import Incomplete
-from pipeline.figures import accuracy_figure, curves_figure, gram_figure, width_figure
-from pipeline.files import require_writable, write_atomic, write_json, write_text
-from pipeline.html import page
-from pipeline.workspace import Workspace, open_workspace
+from exact_ntk.data import fetch
+from exact_ntk.device import resolve_device
+from exact_ntk.draws import OrderedImages, load_images
+from exact_ntk.errors import Incomplete
+from exact_ntk.files import require_writable, write_json
+from exact_ntk.workspace import Workspace, open_workspace
 
-HEAT_MAP_IMAGES = 400
 NICENESS = 10
 
+log = logging.getLogger("ntk")
 
-def say(text: str) -> None:
-    """One line of news; stdout is kept for the table."""
-    print(text, file=sys.stderr, flush=True)
+
+def begin(
+    config: str, overrides: list[str] | None, runs: Path, results: Path, device: str, quiet: bool = False
+) -> "Session":
+    """Check the config and the device; print the resolved config."""
+    workspace = open_workspace(config, overrides or [], runs, results)
+    chosen = resolve_device(device)
+    if chosen.type == "cpu":
+        # Every core, but only what nobody else asks of it: a laptop stays usable for the hours of a Gram matrix.
+        os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+    if not quiet:
+        log.info(f"# {config}, resolved, on {chosen}\n{workspace.yaml}")
+    return Session(workspace, chosen)
 
 
 @dataclass(frozen=True)
 class Session:
-    """A workspace on a device; images are loaded when first asked for."""
+    """A workspace on a device, and the stages a command can ask of it; images are loaded when first asked for."""
 
     workspace: Workspace
     device: torch.device
@@ -46,164 +47,119 @@ class Session:
     def images(self) -> OrderedImages:
         return load_images(self.workspace.config)
 
+    def run(self) -> None:
+        """Every stage in order. Raises Incomplete, after the report, where a cell is still missing."""
+        self.download()
+        self.compute_gram()
+        self.solve()
+        self.train_cnn()
+        missing = self.report()
+        if missing:
+            raise Incomplete(f"{missing} cells of {self.workspace.config.name} are missing: see the notes above")
 
-def begin(
-    config: str, overrides: list[str] | None, runs: Path, results: Path, device: str, quiet: bool = False
-) -> Session:
-    """Check the config and the device; print the resolved config."""
-    workspace = open_workspace(config, overrides or [], runs, results)
-    chosen = resolve_device(device)
-    if chosen.type == "cpu":
-        # Every core, but only what nobody else asks of it: a laptop stays usable for the hours of a Gram matrix.
-        os.nice(NICENESS)
-    if not quiet:
-        say(f"# {config}, resolved, on {chosen}\n{workspace.yaml}")
-    return Session(workspace, chosen)
+    def download(self) -> None:
+        """The data set."""
+        log.info(fetch(self.workspace.config.data))
 
+    def compute_gram(self, shard: tuple[int, int] = (1, 1), repair: bool = False) -> None:
+        """The Gram stores."""
+        from exact_ntk.gram.fill import fill_stores
+        from exact_ntk.gram.plan import gram_jobs
 
-def run(session: Session) -> None:
-    """Every stage in order. Raises Incomplete, after the report, where a cell is still missing."""
-    download(session)
-    compute_gram(session)
-    solve(session)
-    train_cnn(session)
-    missing = report(session)
-    if missing:
-        raise Incomplete(f"{missing} cells of {session.workspace.config.name} are missing: see the notes above")
+        work, images = self.workspace, self.images
+        if images.dropped:
+            log.info(f"{len(images.dropped)} exact duplicates among the training images were dropped")
+        work.save_config()
+        fill_stores(work.config, images, work.run, self.device, shard, repair)
+        left = [job.missing(work.run)[0] for job in gram_jobs(work.config, images, self.device)]
+        if any(left):
+            log.info(f"shard {shard[0]}/{shard[1]} is done; {sum(left)} tiles are left to the others")
 
+    def solve(self) -> None:
+        """The kernel columns' cells."""
+        from exact_ntk.provenance import add_provenance
+        from exact_ntk.regression.stage import solve_cells
 
-def download(session: Session) -> None:
-    """The data set."""
-    say(fetch(session.workspace.config.data))
+        work, start = self.workspace, time.perf_counter()
+        work.save_config()
+        solved = solve_cells(work.config, self.images, work.run, self.device)
+        if solved:
+            seconds = round(time.perf_counter() - start, 2)
+            add_provenance(work.run, "solve", self.device, cells=solved, seconds=seconds)
+        log.info(f"solve: {solved} cells solved, the others were done")
 
+    def train_cnn(self, only: str | None = None, lr: float | None = None, seed: int | None = None) -> None:
+        """The CNN columns' runs."""
+        from exact_ntk.networks.stage import Only, train_cells
+        from exact_ntk.provenance import add_provenance
 
-def compute_gram(session: Session, shard: tuple[int, int] = (1, 1), repair: bool = False) -> None:
-    """The Gram stores."""
-    work = session.workspace
-    images = session.images
-    if images.dropped:
-        say(f"{len(images.dropped)} exact duplicates among the training images were dropped")
-    work.save_config()
+        work, start = self.workspace, time.perf_counter()
+        everything = (only, lr, seed) == (None, None, None)
+        chosen = Only() if everything else Only.parse(only, lr, seed, work.config)
+        work.save_config()
+        trained = train_cells(work.config, self.images, work.run, self.device, chosen)
+        if trained:
+            seconds = round(time.perf_counter() - start, 2)
+            add_provenance(work.run, "train-cnn", self.device, runs=trained, seconds=seconds)
+        log.info(f"train-cnn: {trained} runs trained, the others were done")
 
-    def record(store: str, facts: dict[str, Any]) -> None:
-        records.add_provenance(work.run, store, session.device, facts)
+    def report(self) -> int:
+        """The table and everything around it; returns how many cells are missing."""
+        from exact_ntk.report.collect import collect, heat_map
+        from exact_ntk.report.tables import text_table
+        from exact_ntk.report.write import write_report
 
-    gram.compute(work.config, images, work.run, session.device, shard, repair, say, record)
-    left = [gram.missing_tiles(job, work.run)[0] for job in gram.plan(work.config, images, session.device)]
-    if any(left):
-        say(f"shard {shard[0]}/{shard[1]} is done; {sum(left)} tiles are left to the others")
+        work = self.workspace
+        on_disk = work.config, self.images, work.run, self.device
+        collected = collect(*on_disk)
+        write_report(collected, heat_map(*on_disk), work.yaml, work.results)
+        print(text_table(collected.results))
+        log.info(f"wrote {work.results}/: results.json, provenance.json, table.md, table.csv, report.html and figures")
+        return len(collected.results.missing)
 
+    def status(self, verify: bool) -> None:
+        """Stores and cells, done and missing. Raises Incomplete where something is."""
+        from exact_ntk.gram.plan import stored_jobs
+        from exact_ntk.provenance import time_left
+        from exact_ntk.report.collect import collect
 
-def solve(session: Session) -> None:
-    """The kernel columns' cells."""
-    work = session.workspace
-    start = time.perf_counter()
-    work.save_config()
-    solved = solving.solve_all(work.config, session.images, work.run, session.device, say)
-    if solved:
-        facts = {"cells": solved, "seconds": round(time.perf_counter() - start, 2)}
-        records.add_provenance(work.run, "solve", session.device, facts)
-    say(f"solve: {solved} cells solved, the others were done")
-
-
-def train_cnn(session: Session, only: str | None = None, lr: float | None = None, seed: int | None = None) -> None:
-    """The CNN columns' runs."""
-    work = session.workspace
-    chosen = sweep.Only.parse(only, lr, seed, work.config) if (only, lr, seed) != (None, None, None) else sweep.Only()
-    work.save_config()
-    start = time.perf_counter()
-    trained = sweep.train_all(work.config, session.images, work.run, session.device, chosen, say)
-    if trained:
-        facts = {"runs": trained, "seconds": round(time.perf_counter() - start, 2)}
-        records.add_provenance(work.run, "train-cnn", session.device, facts)
-    say(f"train-cnn: {trained} runs trained, the others were done")
-
-
-def report(session: Session) -> int:
-    """The table and everything around it; returns how many cells are missing."""
-    work = session.workspace
-    collected = records.collect(work.config, session.images, work.run, session.device)
-    found = collected["results"]
-    figures = {"Test accuracy against depth": ("accuracy.png", accuracy_figure(found))}
-    for caption, name, png in (
-        ("Networks against width, beside the kernel they tend to", "width.png", width_figure(found)),
-        ("Training curves of the networks, a line a seed", "curves.png", curves_figure(found)),
-    ):
-        if png:
-            figures[caption] = (name, png)
-    heat_map = _heat_map(session)
-    if heat_map:
-        figures[heat_map[0]] = ("gram.png", heat_map[1])
-    records.write_results(collected, work.results)
-    write_text(work.results / "config.yaml", work.yaml)
-    write_text(work.results / "table.md", tables.markdown(found))
-    write_text(work.results / "table.csv", tables.csv_table(found))
-    for name, png in figures.values():
-        write_atomic(work.results / name, lambda file, png=png: file.write(png))  # type: ignore[misc]
-    pictures = {caption: png for caption, (_, png) in figures.items()}
-    write_text(work.results / "report.html", page(found, collected["provenance"], pictures))
-    print(tables.text(found))
-    say(f"wrote {work.results}/: results.json, provenance.json, table.md, table.csv, report.html and figures")
-    return len(found["missing"])
-
-
-def _heat_map(session: Session) -> tuple[str, bytes] | None:
-    """Caption and picture of the last kernel column's deepest Gram matrix, or None where it is not computed."""
-    work, images = session.workspace, session.images
-    named = zip(work.config.column_names, work.config.columns, strict=True)
-    columns = {name: c for name, c in named if isinstance(c, KernelColumn)}
-    for job in reversed(gram.stored(work.config, images, work.run, session.device)):
-        name = job.columns[0]
-        column = columns[name]
-        store = gram.open_store(job, work.run)
-        try:
-            rows = draw(images, column, name, 0).train[:HEAT_MAP_IMAGES]
-            if store and len(rows) > 1:
-                k = store.read(column.kernel, column.depths[-1], rows, rows)
-                title = f"{name}, depth {column.depths[-1]}"
-                caption = f"Gram matrix of {title}, {len(rows)} training images sorted by class"
-                return caption, gram_figure(k, images.y[rows], images.classes, title)
-        except Incomplete:
-            continue
-    return None
+        work, images = self.workspace, self.images
+        missing = damaged = 0
+        for job in stored_jobs(work.config, images, work.run, self.device):
+            label = f"Gram {job.job.family} ({', '.join(job.columns)})"
+            store = job.open(work.run)
+            if store is None:
+                print(f"{label}: nothing computed yet")
+                missing += 1
+                continue
+            needed = job.tiles(store.shape)
+            left = store.missing(needed)
+            bad = store.damaged(needed - set(left)) if verify else []
+            missing, damaged = missing + len(left), damaged + len(bad)
+            pace = time_left(work.run, store.path.name, len(left))
+            print(
+                f"{label}: {len(needed) - len(left)} of {len(needed)} tiles done"
+                + (f", {len(bad)} damaged (mend with `ntk compute-gram --repair`): {bad[:5]}" if bad else "")
+                + (f", about {pace} left" if left and pace else "")
+            )
+        found = collect(work.config, images, work.run, self.device).results
+        print(f"cells: {len(found.records)} done, {len(found.missing)} missing")
+        for cell in found.missing:
+            print(f"  {cell.column} at depth {cell.depth}: {cell.needs}")
+        if missing or damaged or found.missing:
+            name = work.config.name
+            raise Incomplete(f"{name} is not finished: `ntk run {name}` goes on where it stopped")
 
 
-def status(session: Session, verify: bool) -> None:
-    """Stores and cells, done and missing."""
-    work, images = session.workspace, session.images
-    missing = damaged = 0
-    for job in gram.stored(work.config, images, work.run, session.device):
-        label = f"Gram {job.job.family} ({', '.join(job.columns)})"
-        store = gram.open_store(job, work.run)
-        if store is None:
-            print(f"{label}: nothing computed yet")
-            missing += 1
-            continue
-        needed = job.tiles(store.shape)
-        left = store.missing(needed)
-        bad = store.damaged(needed - set(left)) if verify else []
-        missing, damaged = missing + len(left), damaged + len(bad)
-        pace = records.time_left(work.run, store.path.name, len(left))
-        print(
-            f"{label}: {len(needed) - len(left)} of {len(needed)} tiles done"
-            + (f", {len(bad)} damaged (mend with `ntk compute-gram --repair`): {bad[:5]}" if bad else "")
-            + (f", about {pace} left" if left and pace else "")
-        )
-    found = records.collect(work.config, images, work.run, session.device)["results"]
-    print(f"cells: {len(found['records'])} done, {len(found['missing'])} missing")
-    for cell in found["missing"]:
-        print(f"  {cell['column']} at depth {cell['depth']}: {cell['needs']}")
-    if missing or damaged or found["missing"]:
-        raise Incomplete(f"{work.config.name} is not finished: `ntk run {work.config.name}` goes on where it stopped")
-
-
-def bench(results: Path, device: str, seconds: float) -> None:
+def measure_speed(results: Path, device: str, seconds: float) -> None:
     """The speed of every backend on a device."""
+    from exact_ntk.bench import format_bench, run_bench
+
     chosen = resolve_device(device)
     require_writable(results / "bench")
-    found = speed.run_bench(chosen, seconds, say)
-    print(speed.format_bench(found))
+    found = run_bench(chosen, seconds)
+    print(format_bench(found))
     name = re.sub(r"[^a-z0-9]+", "-", found["machine"]["device"].lower()).strip("-")
     path = results / "bench" / f"{name}.json"
     write_json(path, found)
-    say(f"wrote {path}")
+    log.info(f"wrote {path}")

@@ -1,6 +1,7 @@
 """Speed of every kernel backend on this machine in entry-layers a second, beside the machine's own limit."""
 
 import functools
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.device import describe
-from pipeline.kernels import Pass, cntk_pass, reference, resolve_backend
-from pipeline.kernels.fused import cpu as fused_cpu
-from pipeline.kernels.fused import gpu as fused_gpu
-from pipeline.kernels.passes import TRAINED_BY_DEFAULT
+from exact_ntk.device import describe
+from exact_ntk.kernels import Pass, cntk_pass, reference, resolve_backend
+from exact_ntk.kernels.fused import cpu as fused_cpu
+from exact_ntk.kernels.fused import gpu as fused_gpu
+from exact_ntk.kernels.passes import TRAINED_BY_DEFAULT
 
 IMAGES = ((1, 8, 8), (3, 32, 32))
 DEPTHS = (3, 21)
@@ -26,6 +27,8 @@ MULTIPLY_ADDS = {"cpu": 15.0, "cuda": 947 / 32}
 UNFUSED_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}
 LARGEST_SIDE = 8192  # sums and results of such a block are about 2 GB
 CIFAR10_TRAIN, CIFAR10_TEST = 50_000, 10_000
+
+log = logging.getLogger("ntk")
 
 Compute = Callable[[Tensor, Tensor, Pass], Tensor]
 
@@ -76,15 +79,13 @@ def _limit(device: torch.device) -> dict[str, float] | None:
     }
 
 
-def run_bench(
-    device: torch.device, seconds: float = 2.0, say: Callable[[str], Any] = lambda line: None
-) -> dict[str, Any]:
+def run_bench(device: torch.device, seconds: float = 2.0) -> dict[str, Any]:
     """Measure every backend that `device` has, on random images; each figure takes about twice `seconds`.
 
     Returns a dict for JSON: "machine", "limit" (where fused kernels run: multiply-adds/s of the whole device, and
     the entry-layers/s they would allow), and "rates": backend, readout, image, depth, pairs, entry_layers_per_second,
     share_of_limit (None without a limit) and, at 32 x 32, full_table_hours: all of CIFAR-10's training and
-    test pairs at this rate. `say` is called with a line before each measurement.
+    test pairs at this rate.
     """
     limit = _limit(device)
     rates = []
@@ -92,7 +93,7 @@ def run_bench(
         for readout in ("vanilla", "gap"):
             for shape in IMAGES:
                 for depth in DEPTHS:
-                    say(f"{name}, {readout}, {shape[1]} x {shape[2]}, depth {depth}")
+                    log.info(f"{name}, {readout}, {shape[1]} x {shape[2]}, depth {depth}")
                     trained = TRAINED_BY_DEFAULT[readout]
                     job = Pass(readout, (depth,), (readout,), trained, trained)
                     pairs, side = _pairs_per_second(compute, job, shape, device, seconds)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import Cifar10, Digits, Npz
-from pipeline.errors import DataError
+from exact_ntk.config import Cifar10, Digits, Npz
+from exact_ntk.errors import DataError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 DIGITS_TRAIN = 1000
@@ -37,7 +37,7 @@ def load_dataset(spec: Digits | Cifar10 | Npz) -> Dataset:
     return _checked("cifar10", _cifar10(spec.root))
 
 
-def download(spec: Digits | Cifar10 | Npz) -> str:
+def fetch(spec: Digits | Cifar10 | Npz) -> str:
     """Fetch what is not there yet, verify checksums, and say where it lies. Raises DataError without a network."""
     if isinstance(spec, Digits):
         return "digits come with scikit-learn: nothing to download"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import ConfigError
+from exact_ntk.errors import ConfigError
 
 
 def resolve_device(name: str) -> torch.device:

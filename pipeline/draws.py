@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pipeline.config import CnnColumn, Config, KernelColumn
-from pipeline.data import Dataset, load_dataset, normalisation, normalise
-from pipeline.errors import ConfigError, DataError
-from pipeline.files import digest
+from exact_ntk.config import CnnColumn, Config, KernelColumn
+from exact_ntk.data import Dataset, load_dataset, normalisation, normalise
+from exact_ntk.errors import ConfigError, DataError
+from exact_ntk.files import digest
 
 
 @dataclass(frozen=True)

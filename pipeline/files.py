@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pipeline.errors import NtkError, StoreError
+from exact_ntk.errors import NtkError, StoreError
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:

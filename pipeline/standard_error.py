@@ -9,7 +9,7 @@ def standard_error(images: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -
     """Of the mean of the scores, over the choice of test images and over the draws (or seeds); in points (%).
 
     images: for each draw d, the test images (n_d,) it is tested on, as integers that name them.
-    scores: for each draw, a number an image (n_d,): 1 or 0 for right or wrong, a share of epochs, or a difference of two.
+    scores: for each draw, a number an image (n_d,): 1 or 0 for right or wrong, a share of epochs, a difference of two.
 
     With e_di the score of image i in draw d minus the mean of that draw, N the number of pairs (d, i) and D of draws:
 

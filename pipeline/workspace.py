@@ -6,9 +6,10 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import Config, load_config
-from pipeline.errors import ConfigError
-from pipeline.files import fingerprint, write_text
+from exact_ntk.config import Config
+from exact_ntk.errors import ConfigError
+from exact_ntk.files import fingerprint, write_text
+from exact_ntk.settings import load_config
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ import yaml
 from hypothesis import settings
 from sklearn.datasets import load_digits
 
+from exact_ntk.records import Results
+from tests.made_up import made_up_table
+
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25, print_blob=True)
 settings.load_profile("suite")
 
@@ -51,3 +54,9 @@ def config_path(tmp_path: Path, npz: Path) -> Path:
     }
     path.write_text(yaml.safe_dump(tree))
     return path
+
+
+@pytest.fixture
+def results() -> Results:
+    """A made-up table of two kernel columns: marks, a paired difference, a missing cell."""
+    return made_up_table()

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from pipeline import bench
+from exact_ntk import bench
 
 
 def test_every_backend_readout_size_and_depth_is_measured(monkeypatch):

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import Config, bundled, load_config
-from pipeline.errors import ConfigError
-from pipeline.files import fingerprint
+from exact_ntk.config import Config
+from exact_ntk.errors import ConfigError
+from exact_ntk.files import fingerprint
+from exact_ntk.settings import bundled, load_config
 
 
 def test_bundled_configs_are_valid_and_named_after_their_file():

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import Cifar10, Digits, Npz
-from pipeline.data import download, load_dataset, normalisation, normalise
-from pipeline.errors import DataError
+from exact_ntk.config import Cifar10, Digits, Npz
+from exact_ntk.data import fetch, load_dataset, normalisation, normalise
+from exact_ntk.errors import DataError
 from tests.conftest import digit_arrays
 
 
@@ -127,4 +127,4 @@ def test_cifar10_without_files_or_network_says_what_to_do(tmp_path: Path, monkey
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(DataError, match=r"check the network, or put cifar-10-python\.tar\.gz there"):
-        download(spec)
+        fetch(spec)

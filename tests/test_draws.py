@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Config, load_config
-from pipeline.data import Dataset
-from pipeline.draws import draw, duplicates, order_images, shuffled
-from pipeline.errors import ConfigError, DataError
+from exact_ntk.config import Config
+from exact_ntk.data import Dataset
+from exact_ntk.draws import draw, duplicates, order_images, shuffled
+from exact_ntk.errors import ConfigError, DataError
+from exact_ntk.settings import load_config
 
 
 def dataset(n: int = 60, m: int = 20, classes: int = 3) -> Dataset:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.standard_error import standard_error
+from exact_ntk.standard_error import standard_error
 
 TEST_IMAGES, DRAWS = 120, 4
 

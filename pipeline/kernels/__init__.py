@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.kernels import fused, reference
-from pipeline.kernels.fused import cpu as fused_cpu
-from pipeline.kernels.fused import gpu as fused_gpu
-from pipeline.kernels.ntk import nngp, ntk, ntk_layers
-from pipeline.kernels.passes import READOUTS, Pass, plan_passes
+from exact_ntk.kernels import fused, reference
+from exact_ntk.kernels.fused import cpu as fused_cpu
+from exact_ntk.kernels.fused import gpu as fused_gpu
+from exact_ntk.kernels.ntk import nngp, ntk, ntk_layers
+from exact_ntk.kernels.passes import READOUTS, Pass, plan_passes
 
 __all__ = [
     "KERNEL_VERSION",
@@ -31,7 +31,7 @@ KERNEL_VERSION = 1
 BACKENDS = ("auto", "reference", "fused")
 RESOLVED_BACKENDS = ("fused-cuda", "fused-cpu", "reference-cuda", "reference-cpu")
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ntk")
 
 
 @functools.cache

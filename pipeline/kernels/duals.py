@@ -8,9 +8,9 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from pipeline.kernels import quadrature
-from pipeline.kernels.arccos import relu_duals
-from pipeline.kernels.quadrature import Function, correlation
+from exact_ntk.kernels import quadrature
+from exact_ntk.kernels.arccos import relu_duals
+from exact_ntk.kernels.quadrature import Function, correlation
 
 Expectations = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 

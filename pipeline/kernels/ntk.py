@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.kernels.duals import Activation, get_activation
+from exact_ntk.kernels.duals import Activation, get_activation
 
 
 @dataclass(frozen=True)

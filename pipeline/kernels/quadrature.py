@@ -4,7 +4,7 @@
 error (absolute, times c_sigma, worst over correlations from -1 to 1, of f and f'): at variances up to 1, 2e-14 for both
 rules against closed forms, and 5e-13 for tanh, whose poles are near. Beyond, `polar` keeps 1e-13 up to 64, and
 `gauss_hermite` depends on f: sine and cosine keep 1e-13; erf and the Gaussian have 2e-14 at 2, 2e-7 at 4, 8e-4 at 8;
-tanh 9e-9 at 2, 6e-6 at 4. `ntk verify` tabulates it (`pipeline.theory.quadrature`).
+tanh 9e-9 at 2, 6e-6 at 4. `ntk verify` tabulates it (`exact_ntk.theory.quadrature`).
 """
 
 import math
@@ -16,7 +16,7 @@ import torch
 from scipy.special import roots_hermitenorm
 from torch import Tensor
 
-from pipeline.kernels.arccos import snap_to_unit
+from exact_ntk.kernels.arccos import snap_to_unit
 
 Function = Callable[[Tensor], Tensor]
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pipeline.kernels.arccos import relu_duals, snap_to_unit
-from pipeline.kernels.passes import Pass
+from exact_ntk.kernels.arccos import relu_duals, snap_to_unit
+from exact_ntk.kernels.passes import Pass
 
 FILTER_PIXELS = 9  # q^2 of the 3 x 3 filters; c_sigma = 2 lives in the duals
 # Axes that move together under `box`, for (pairs, H, W) and (pairs, H, W, H, W).

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from pipeline.theory.criteria import FALLING, QUADRATURE, Claim, at_most, rate_below, rate_inside, same_law
-from pipeline.theory.quadrature import VARIANCES, QuadratureErrors
-from pipeline.theory.theorem1 import Initialisation
-from pipeline.theory.theorem2 import Run, largest
-from pipeline.theory.training import LOSS_TARGET
+from exact_ntk.theory.criteria import FALLING, QUADRATURE, Claim, at_most, rate_below, rate_inside, same_law
+from exact_ntk.theory.quadrature import VARIANCES, QuadratureErrors
+from exact_ntk.theory.theorem1 import Initialisation
+from exact_ntk.theory.theorem2 import TrainedWidth, largest
+from exact_ntk.theory.training import LOSS_TARGET
 
 QUANTILES = (0.5, 0.9)
 MEDIAN = 0.5
@@ -60,7 +60,7 @@ def of_cnn_initialisation(found: dict[str, list], widths: Sequence[int]) -> list
     ]
 
 
-def of_training(name: str, runs: Sequence[Run], limit: float = FALLING) -> list[Claim]:
+def of_training(name: str, runs: Sequence[TrainedWidth], limit: float = FALLING) -> list[Claim]:
     """A trained network tends to kernel regression, and its kernel stays put. limit: of the exponents."""
     widths = [run.width for run in runs]
 
@@ -77,13 +77,13 @@ def of_training(name: str, runs: Sequence[Run], limit: float = FALLING) -> list[
     ]
 
 
-def _worst_loss(runs: Sequence[Run]) -> float:
+def _worst_loss(runs: Sequence[TrainedWidth]) -> float:
     losses = [run.final_loss for run in runs]
     # max() lets NaN slip through when it does not come first.
     return max(losses) if all(loss == loss for loss in losses) else float("nan")
 
 
-def of_kappa(name: str, runs: Sequence[Run]) -> list[Claim]:
+def of_kappa(name: str, runs: Sequence[TrainedWidth]) -> list[Claim]:
     """Kappa's two effects: initial noise falls with it, drift grows as it falls."""
     kappas = [run.kappa for run in runs]
     noise, drift = [r.noise for r in runs], [largest(r.drift) for r in runs]

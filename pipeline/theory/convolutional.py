@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from pipeline.cnn import CNN
+from exact_ntk.networks.cnn import CNN
 
 
 def paper_net(x: Tensor, depth: int, width: int, readout: str, seed: int) -> CNN:

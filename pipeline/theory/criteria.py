@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.theory.rates import Rate, fit_rates
+from exact_ntk.theory.rates import Rate, fit_rates
 
 # The theory's exponent is -1/2; the interval has to lie inside this band.
 ROOT_BAND = (-0.6, -0.4)

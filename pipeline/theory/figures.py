@@ -10,12 +10,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
 
-from pipeline.figures import to_png
-from pipeline.theory.quadrature import VARIANCES, QuadratureErrors
-from pipeline.theory.rates import Rate, fit_rates
-from pipeline.theory.theorem1 import Initialisation
-from pipeline.theory.theorem2 import Run, largest
-from pipeline.theory.training import LOSS_TARGET
+from exact_ntk.report.figures import to_png
+from exact_ntk.theory.quadrature import VARIANCES, QuadratureErrors
+from exact_ntk.theory.rates import Rate, fit_rates
+from exact_ntk.theory.theorem1 import Initialisation
+from exact_ntk.theory.theorem2 import TrainedWidth, largest
+from exact_ntk.theory.training import LOSS_TARGET
 
 GUIDE: dict[str, Any] = dict(color="0.35", linewidth=1.2)
 QUANTILES = (0.5, 0.9)
@@ -54,7 +54,7 @@ def _power(axis: Any, x: Sequence[float], start: float, exponent: float, style: 
     axis.plot(x, start * (np.asarray(x) / x[0]) ** exponent, style, label=label, **GUIDE)
 
 
-def quadrature(found: Sequence[QuadratureErrors]) -> bytes:
+def quadrature_figure(found: Sequence[QuadratureErrors]) -> bytes:
     """Largest error against variance, a line an activation."""
     figure, axis = plt.subplots(figsize=(6.6, 4.4), layout="constrained")
     for colour, q in zip(_shades(len(found)), found, strict=True):
@@ -75,7 +75,7 @@ def quadrature(found: Sequence[QuadratureErrors]) -> bytes:
     return to_png(figure)
 
 
-def initialisation(found: Initialisation) -> bytes:
+def initialisation_figure(found: Initialisation) -> bytes:
     """Median and 90 % quantile of the NTK's error against width, a line a depth, with the bound's shape."""
     figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.8), layout="constrained")
     for axis, quantile, name in zip(axes, QUANTILES, ("median", "90 % quantile"), strict=True):
@@ -88,7 +88,7 @@ def initialisation(found: Initialisation) -> bytes:
     return to_png(figure)
 
 
-def layers(found: Initialisation) -> bytes:
+def layers_figure(found: Initialisation) -> bytes:
     """Median errors of <g, g'> and <b, b'> against width, a line a layer, in the deepest network."""
     figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.8), layout="constrained")
     parts = (("|⟨g, g′⟩ − Σ|", found.forward), ("|⟨b, b′⟩ − Π Σ̇|", found.backward))
@@ -101,7 +101,7 @@ def layers(found: Initialisation) -> bytes:
     return to_png(figure)
 
 
-def cnn_initialisation(found: dict[str, list[np.ndarray]], widths: Sequence[int]) -> bytes:
+def cnn_initialisation_figure(found: dict[str, list[np.ndarray]], widths: Sequence[int]) -> bytes:
     """Median error of CNN-V's and CNN-GAP's NTK against channels."""
     figure, axis = plt.subplots(figsize=(6.2, 4.6), layout="constrained")
     named = {"CNN-V": found["vanilla"], "CNN-GAP": found["gap"]}
@@ -112,7 +112,7 @@ def cnn_initialisation(found: dict[str, list[np.ndarray]], widths: Sequence[int]
     return to_png(figure)
 
 
-def _over_time(axis: Any, runs: Sequence[Run], series: Sequence[Tensor], y_label: str, title: str) -> None:
+def _over_time(axis: Any, runs: Sequence[TrainedWidth], series: Sequence[Tensor], y_label: str, title: str) -> None:
     """Median over the seeds against time, a line a width; time in units of 1 / lambda_max(H*)."""
     for colour, run, values in zip(_shades(len(runs)), runs, series, strict=True):
         unit = 1.0 / float(np.linalg.eigvalsh(run.limit.numpy())[-1])
@@ -124,7 +124,7 @@ def _over_time(axis: Any, runs: Sequence[Run], series: Sequence[Tensor], y_label
     axis.legend(frameon=False, fontsize=8, title="width", title_fontsize=8, ncols=2)
 
 
-def training(name: str, runs: Sequence[Run]) -> bytes:
+def training_figure(name: str, runs: Sequence[TrainedWidth]) -> bytes:
     """Predictions against width; training curves, the kernel's drift and its distance from H* against time."""
     figure, axes = plt.subplots(2, 2, figsize=(11.5, 8.6), layout="constrained")
     (predictions, curves), (drift, distance) = axes
@@ -156,7 +156,7 @@ def training(name: str, runs: Sequence[Run]) -> bytes:
     return to_png(figure)
 
 
-def over_kappa(name: str, runs: Sequence[Run]) -> bytes:
+def over_kappa_figure(name: str, runs: Sequence[TrainedWidth]) -> bytes:
     """Noise and drift against kappa, and what both do to the distance from plain kernel regression."""
     figure, (parts, whole) = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
     kappas = [run.kappa for run in runs]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import Digits
-from pipeline.data import load_dataset, normalisation, normalise
+from exact_ntk.config import Digits
+from exact_ntk.data import load_dataset, normalisation, normalise
 
 
 def seed_of(*names: int) -> int:

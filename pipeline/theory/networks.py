@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pipeline.kernels.duals import RELU
+from exact_ntk.kernels.duals import RELU
 
 C_SIGMA = RELU.c_sigma
 

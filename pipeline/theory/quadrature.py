@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.kernels.duals import ACTIVATIONS, Activation, kinked, leaky_relu, smooth
+from exact_ntk.kernels.duals import ACTIVATIONS, Activation, kinked, leaky_relu, smooth
 
 VARIANCES = (0.01, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0)
 CORRELATIONS = 41
@@ -33,7 +33,7 @@ def largest_error(closed: Activation, rule: Activation, variances: Sequence[floa
     return closed.c_sigma * max(float((x - y).abs().max()) for x, y in pairs)
 
 
-def measure() -> list[QuadratureErrors]:
+def measure_quadrature() -> list[QuadratureErrors]:
     """Every activation with a closed form; the error at a variance is that of all pairs up to it."""
     kinks = [ACTIVATIONS["relu"], leaky_relu(0.1)]
     smooths = [known for name, known in ACTIVATIONS.items() if name != "relu"]

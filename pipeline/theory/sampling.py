@@ -10,7 +10,7 @@ nothing is approximated; `networks.propagate` on drawn weights is the definition
 import torch
 from torch import Tensor
 
-from pipeline.theory.networks import Signals, relu_layer
+from exact_ntk.theory.networks import Signals, relu_layer
 
 
 def sample_signals(

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.theory.criteria import Claim, plain
-from pipeline.theory.quadrature import VARIANCES, QuadratureErrors
+from exact_ntk.theory.criteria import Claim, plain
+from exact_ntk.theory.quadrature import VARIANCES, QuadratureErrors
 
 VERDICTS = {True: "holds", False: "**FAILS**"}
 
@@ -40,7 +40,7 @@ def quadrature_table(found: Sequence[QuadratureErrors]) -> str:
     return _table(header, [[q.activation, q.rule, *(f"{e:.0e}" for e in q.errors)] for q in found])
 
 
-def markdown(sections: Sequence[Section], made: str) -> str:
+def summary_page(sections: Sequence[Section], made: str) -> str:
     """summary.md; `made`: how, in one sentence."""
     claims = [c for s in sections for c in s.claims]
     parts = ["# The theory, measured", f"{verdict(claims).capitalize()}. {made}"]
@@ -51,7 +51,7 @@ def markdown(sections: Sequence[Section], made: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def record(sections: Sequence[Section], plan: dict[str, Any]) -> dict[str, Any]:
+def summary_record(sections: Sequence[Section], plan: dict[str, Any]) -> dict[str, Any]:
     """summary.json: the sizes of the experiments, and every claim."""
     claims = [{"section": s.title, **plain(c)} for s in sections for c in s.claims]
     return {"all_hold": all(c["holds"] for c in claims), "plan": plan, "claims": claims}

@@ -8,11 +8,11 @@ import torch
 from scipy.stats import ks_2samp
 from torch import Tensor
 
-from pipeline.kernels import cntk, ntk_layers
-from pipeline.theory.convolutional import empirical_ntk, paper_net
-from pipeline.theory.inputs import images, seed_of, vectors
-from pipeline.theory.networks import Signals, draw_weights, propagate
-from pipeline.theory.sampling import sample_signals
+from exact_ntk.kernels import cntk, ntk_layers
+from exact_ntk.theory.convolutional import empirical_ntk, paper_net
+from exact_ntk.theory.inputs import images, seed_of, vectors
+from exact_ntk.theory.networks import Signals, draw_weights, propagate
+from exact_ntk.theory.sampling import sample_signals
 
 # So many numbers of one signal at once: seeds are run in groups that keep memory small.
 NUMBERS_AT_ONCE = 1 << 22
@@ -72,7 +72,7 @@ def _pairs(difference: Tensor) -> np.ndarray:
     return difference[:, i, j].abs().cpu().numpy()
 
 
-def measure(size: InitialisationSize, device: torch.device, watch: Watch) -> Initialisation:
+def measure_initialisation(size: InitialisationSize, device: torch.device, watch: Watch) -> Initialisation:
     """Sample every network (`sample_signals`, float64) and compare with `ntk_layers`; `watch` counts networks."""
     x = vectors(size.inputs).to(device)
     ntk: dict[int, list[np.ndarray]] = {}

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.kernels import cntk, ntk
-from pipeline.theory.convolutional import paper_net
-from pipeline.theory.inputs import Problem, seed_of, two_classes, two_classes_of_images
-from pipeline.theory.networks import draw_weights
-from pipeline.theory.training import (
+from exact_ntk.kernels import cntk, ntk
+from exact_ntk.theory.convolutional import paper_net
+from exact_ntk.theory.inputs import Problem, seed_of, two_classes, two_classes_of_images
+from exact_ntk.theory.networks import draw_weights
+from exact_ntk.theory.training import (
     CHECKPOINT_GROWTH,
     Convolutional,
     Ensemble,
@@ -20,7 +20,7 @@ from pipeline.theory.training import (
     Training,
     relative_distance,
     stable_rate,
-    train,
+    train_ensemble,
 )
 
 
@@ -53,7 +53,7 @@ class KappaSize:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedWidth:
     """S networks of one width and kappa, trained, beside gradient flow with the limit kernel H* (n, n)."""
 
     width: int
@@ -122,11 +122,11 @@ def _run(
     share: float,
     watch: Watch,
     growth: float = CHECKPOINT_GROWTH,
-) -> Run:
+) -> TrainedWidth:
     k_train, k_test = (kappa**2 * k for k in kernels)
-    training = train(ensemble, problem.y, stable_rate(k_train, share), growth=growth, watch=watch)
+    training = train_ensemble(ensemble, problem.y, stable_rate(k_train, share), growth=growth, watch=watch)
     flow = Flow.beside(training, k_train, k_test, problem.y)
-    return Run(width, kappa, problem, k_train, training, flow)
+    return TrainedWidth(width, kappa, problem, k_train, training, flow)
 
 
 def _connected(
@@ -143,7 +143,7 @@ def _limit(problem: Problem, hidden_layers: int) -> tuple[Tensor, Tensor]:
     return ntk(x, hidden_layers=hidden_layers), ntk(x_test, x, hidden_layers=hidden_layers)
 
 
-def fully_connected(size: TrainingSize, device: torch.device, watch: Watch) -> Iterator[Run]:
+def fully_connected(size: TrainingSize, device: torch.device, watch: Watch) -> Iterator[TrainedWidth]:
     """Train fully connected networks, kappa = 1, at every width."""
     problem = two_classes(size.each, size.test_each)
     kernels = _limit(problem, size.hidden_layers)
@@ -153,7 +153,7 @@ def fully_connected(size: TrainingSize, device: torch.device, watch: Watch) -> I
         yield _run(ensemble, problem, kernels, width, 1.0, size.share, watch)
 
 
-def over_kappa(size: KappaSize, device: torch.device, watch: Watch) -> Iterator[Run]:
+def over_kappa(size: KappaSize, device: torch.device, watch: Watch) -> Iterator[TrainedWidth]:
     """Train fully connected networks of one width at every kappa, each with seeds of its own."""
     problem = two_classes(size.each, size.test_each)
     kernels = _limit(problem, size.hidden_layers)
@@ -162,7 +162,7 @@ def over_kappa(size: KappaSize, device: torch.device, watch: Watch) -> Iterator[
         yield _run(ensemble, problem, kernels, size.width, kappa, size.share, watch)
 
 
-def convolutional(size: TrainingSize, device: torch.device, watch: Watch) -> Iterator[Run]:
+def convolutional(size: TrainingSize, device: torch.device, watch: Watch) -> Iterator[TrainedWidth]:
     """Train CNN-GAPs of hidden_layers convolutions at every width, first and last layer fixed as in the paper."""
     problem = two_classes_of_images(size.each, size.test_each)
     depth = size.hidden_layers + 1

@@ -8,11 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.cnn import CNN
-from pipeline.gradient_flow import GradientFlow
-from pipeline.theory.convolutional import empirical_ntk
-from pipeline.theory.inputs import Problem
-from pipeline.theory.networks import outputs, propagate
+from exact_ntk.networks.cnn import CNN
+from exact_ntk.regression.gradient_flow import GradientFlow
+from exact_ntk.theory.convolutional import empirical_ntk
+from exact_ntk.theory.inputs import Problem
+from exact_ntk.theory.networks import outputs, propagate
 
 LOSS_TARGET = 1e-4
 MOST_STEPS = 50_000
@@ -58,7 +58,7 @@ class FullyConnected:
 
 
 class Convolutional:
-    """Networks of `pipeline.cnn` with one output, trained in place."""
+    """Networks of `exact_ntk.networks.cnn` with one output, trained in place."""
 
     def __init__(self, nets: Sequence[CNN], problem: Problem):
         self.nets = nets
@@ -109,7 +109,7 @@ def _checkpoints(growth: float) -> set[int]:
     return steps
 
 
-def train(
+def train_ensemble(
     ensemble: Ensemble,
     y: Tensor,
     rate: float,

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from pipeline.device import describe
-from pipeline.files import write_atomic, write_json, write_text
-from pipeline.precision import arithmetic
-from pipeline.progress import progress
-from pipeline.theory import claims, figures, quadrature, summary, theorem1, theorem2
-from pipeline.theory.criteria import FALLING, Claim
-from pipeline.theory.summary import Section
-from pipeline.theory.theorem2 import Run, TrainingSize
-from pipeline.theory.training import LOSS_TARGET
+from exact_ntk.device import describe
+from exact_ntk.files import write_atomic, write_json, write_text
+from exact_ntk.networks.precision import arithmetic
+from exact_ntk.progress import progress
+from exact_ntk.theory import claims, figures, quadrature, summary, theorem1, theorem2
+from exact_ntk.theory.criteria import FALLING, Claim
+from exact_ntk.theory.summary import Section
+from exact_ntk.theory.theorem2 import TrainedWidth, TrainingSize
+from exact_ntk.theory.training import LOSS_TARGET
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,18 @@ def _finding(title: str, text: str, found: list[Claim], pictures: dict[str, byte
 
 
 def _quadrature() -> Finding:
-    found = quadrature.measure()
+    found = quadrature.measure_quadrature()
     text = (
         "Gaussian expectations of an activation and of its derivative, by quadrature against closed forms: the largest "
         "error times c_sigma over correlations from -1 to 1, both variances up to the one that heads the column.\n\n"
     )
-    pictures = {"quadrature.png": figures.quadrature(found)}
+    pictures = {"quadrature.png": figures.quadrature_figure(found)}
     return _finding("Quadrature", text + summary.quadrature_table(found), claims.of_quadrature(found), pictures)
 
 
 def _initialisation(size: theorem1.InitialisationSize, device: torch.device) -> Finding:
     with progress("theorem 1", size.networks, "net") as bar:
-        found = theorem1.measure(size, device, bar.update)
+        found = theorem1.measure_initialisation(size, device, bar.update)
     p_value = theorem1.law_p_value(size, device)
     text = (
         f"Fully connected ReLU networks of L = 1 to {size.deepest} hidden layers: {size.seeds} seeds at each width "
@@ -86,7 +86,10 @@ def _initialisation(size: theorem1.InitialisationSize, device: torch.device) -> 
         f"law against drawn weights ({size.law_seeds} of each, width {theorem1.LAW_WIDTH}, L = {theorem1.LAW_LAYERS}). "
         "Theorem 1 allows an error of (L + 1) eps at width of order L^6 eps^-4: its bound falls like width^-1/4."
     )
-    pictures = {"theorem1.png": figures.initialisation(found), "theorem1-layers.png": figures.layers(found)}
+    pictures = {
+        "theorem1.png": figures.initialisation_figure(found),
+        "theorem1-layers.png": figures.layers_figure(found),
+    }
     return _finding("Theorem 1: the NTK at initialisation", text, claims.of_initialisation(found, p_value), pictures)
 
 
@@ -97,7 +100,7 @@ def _cnn_initialisation(size: theorem1.CnnInitialisationSize, device: torch.devi
         f"CNN-V and CNN-GAP of depth {size.depth}, NTKs by automatic differentiation: {size.seeds} seeds at each "
         f"number of channels from {size.widths[0]} to {size.widths[-1]}, {size.images} digits of 8 x 8 pixels."
     )
-    pictures = {"theorem1-cnn.png": figures.cnn_initialisation(found, size.widths)}
+    pictures = {"theorem1-cnn.png": figures.cnn_initialisation_figure(found, size.widths)}
     judged = claims.of_cnn_initialisation(found, size.widths)
     return _finding("The convolutional NTK at initialisation", text, judged, pictures)
 
@@ -108,7 +111,9 @@ TRAINED = (
 )
 
 
-def _trained(label: str, count: int, unit: str, start: Callable[[theorem2.Watch], Iterator[Run]]) -> list[Run]:
+def _trained(
+    label: str, count: int, unit: str, start: Callable[[theorem2.Watch], Iterator[TrainedWidth]]
+) -> list[TrainedWidth]:
     """Every run of an experiment, behind a bar that shows the loss."""
     with progress(f"theorem 2, {label}", count, unit) as bar:
         runs = []
@@ -122,7 +127,7 @@ def _training(
     name: str,
     file: str,
     size: TrainingSize,
-    experiment: Callable[[TrainingSize, torch.device, theorem2.Watch], Iterator[Run]],
+    experiment: Callable[[TrainingSize, torch.device, theorem2.Watch], Iterator[TrainedWidth]],
     device: torch.device,
     limit: float = FALLING,
 ) -> Finding:
@@ -132,7 +137,7 @@ def _training(
         f"{2 * size.each} training and {2 * size.test_each} test digits of two classes, step {size.share:g} / "
         "lambda_max(H*)."
     )
-    pictures = {file: figures.training(name, runs)}
+    pictures = {file: figures.training_figure(name, runs)}
     return _finding(f"Theorem 2: {name}", text, claims.of_training(name, runs, limit), pictures)
 
 
@@ -143,12 +148,12 @@ def _kappa(size: theorem2.KappaSize, device: torch.device) -> Finding:
         f"f_nn = kappa f, {size.seeds} seeds at each kappa. The noise of the initial function is in proportion to "
         "kappa; the smaller kappa, the further the weights, and with them H, have to move."
     )
-    pictures = {"theorem2-kappa.png": figures.over_kappa(name, runs)}
+    pictures = {"theorem2-kappa.png": figures.over_kappa_figure(name, runs)}
     return _finding("Theorem 2 over kappa", text, claims.of_kappa(name, runs), pictures)
 
 
-def measure(plan: Plan, device: torch.device) -> list[Finding]:
-    """Run every experiment of a plan."""
+def measure_all(plan: Plan, device: torch.device) -> list[Finding]:
+    """TrainedWidth every experiment of a plan."""
     shallow, deep, cnn = plan.shallow, plan.deep, plan.cnn
     gap = f"CNN-GAP, depth {cnn.hidden_layers + 1}"
     return [
@@ -162,14 +167,14 @@ def measure(plan: Plan, device: torch.device) -> list[Finding]:
     ]
 
 
-def verify(plan: Plan, folder: Path, device: torch.device) -> list[Claim]:
-    """Run a plan and write summary.md, summary.json, provenance.json and the figures; returns every claim.
+def verify_theorems(plan: Plan, folder: Path, device: torch.device) -> list[Claim]:
+    """TrainedWidth a plan and write summary.md, summary.json, provenance.json and the figures; returns every claim.
 
     summary.json and the figures are the same on a rerun on the same CPU model and thread count.
     """
     start = time.perf_counter()
     with arithmetic("float32", device):
-        found = measure(plan, device)
+        found = measure_all(plan, device)
     seconds = round(time.perf_counter() - start, 1)
     sections = [f.section for f in found]
     facts = describe(device)
@@ -177,7 +182,7 @@ def verify(plan: Plan, folder: Path, device: torch.device) -> list[Claim]:
     made = f"Made by `ntk verify` in {seconds:.0f} s on {facts['device']}, {threads}."
     for name, png in ((name, png) for f in found for name, png in f.figures.items()):
         write_atomic(folder / name, lambda file, png=png: file.write(png))  # type: ignore[misc]
-    write_text(folder / "summary.md", summary.markdown(sections, made))
-    write_json(folder / "summary.json", summary.record(sections, asdict(plan)))
+    write_text(folder / "summary.md", summary.summary_page(sections, made))
+    write_json(folder / "summary.json", summary.summary_record(sections, asdict(plan)))
     write_json(folder / "provenance.json", {"seconds": seconds, **facts})
     return [claim for section in sections for claim in section.claims]

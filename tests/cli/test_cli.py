@@ -15,7 +15,9 @@ from tests.conftest import digit_arrays
 
 
 def ntk(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "cli.main", *arguments], cwd=folder, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "exact_ntk.cli.main", *arguments], cwd=folder, capture_output=True, text=True
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -185,20 +187,20 @@ def test_usage_errors_exit_with_2(folder: Path):
 
 def test_help_needs_no_heavy_import_and_completion_knows_the_configs(folder: Path):
     script = (
-        "import sys; sys.argv = ['ntk', '--help']; import cli.main as m\n"
+        "import sys; sys.argv = ['ntk', '--help']; import exact_ntk.cli.main as m\n"
         "try: m.main()\n"
         "finally: print(sorted({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
     )
     shown = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
     assert "compute-gram" in shown.stdout
     assert shown.stdout.strip().endswith("[]")
-    from cli.main import _complete_config
+    from exact_ntk.cli.main import _complete_config
 
     assert _complete_config("cifar") == ["cifar10", "cifar10-2k"]
 
 
 def test_out_of_memory_is_one_line_and_other_errors_are_not_hidden():
-    from cli.main import _out_of_memory
+    from exact_ntk.cli.main import _out_of_memory
 
     gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee the documentation")
     assert "20.00 GiB" in _out_of_memory(gpu)

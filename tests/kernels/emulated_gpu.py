@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.files import digest
-from pipeline.kernels.fused import gpu
-from pipeline.kernels.fused.cpu import HERE as SOURCES
-from pipeline.kernels.fused.cpu import compiler
-from pipeline.kernels.passes import plan_passes
+from exact_ntk.files import digest
+from exact_ntk.kernels.fused import gpu
+from exact_ntk.kernels.fused.build import HERE as SOURCES
+from exact_ntk.kernels.fused.build import compiler
+from exact_ntk.kernels.passes import plan_passes
 
 HERE = Path(__file__).parent
 SCRATCH = tempfile.TemporaryDirectory(prefix="ntk-emulated-")
@@ -50,7 +50,7 @@ def emulator(device: torch.device, code: str) -> gpu.Launch:
 def cntk(
     x: Tensor, y: Tensor | None = None, *, depths, readouts, train_first=None, train_last=None, **splits
 ) -> Tensor:
-    """`pipeline.kernels.cntk` by the emulated kernels."""
+    """`exact_ntk.kernels.cntk` by the emulated kernels."""
     found = {}
     for job in plan_passes(depths, readouts, train_first, train_last):
         values = gpu.cntk_pass(x, y, job, emulator, **splits)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.kernels.duals import ACTIVATIONS, RELU, get_activation, kinked, leaky_relu, smooth
-from pipeline.kernels.quadrature import derivative
+from exact_ntk.kernels.duals import ACTIVATIONS, RELU, get_activation, kinked, leaky_relu, smooth
+from exact_ntk.kernels.quadrature import derivative
 
 SMOOTH = [a for name, a in ACTIVATIONS.items() if name != "relu"]
 KINKED = [RELU, leaky_relu(0.1), leaky_relu(-1.0), leaky_relu(1.0)]

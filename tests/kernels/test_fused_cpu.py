@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from pipeline import kernels
-from pipeline.kernels import READOUTS, cntk
-from pipeline.kernels.fused import cpu
-from pipeline.kernels.passes import Pass
+from exact_ntk import kernels
+from exact_ntk.kernels import READOUTS, cntk
+from exact_ntk.kernels.fused import build, cpu
+from exact_ntk.kernels.passes import Pass
 from tests.kernels.test_reference import ENDS, diagonal, error, images, nearly_equal_pairs
 
-pytestmark = pytest.mark.skipif(cpu.compiler() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
 # One plane a row, several, lanes left over, one column or row, transposed because wide, taller than a plane is wide.
 SHAPES = [(1, 1, 1), (2, 8, 8), (3, 5, 7), (1, 7, 1), (1, 1, 7), (1, 4, 40), (2, 33, 3), (1, 17, 5), (1, 6, 32)]
@@ -190,8 +190,8 @@ def test_layout_and_precision_of_the_input_do_not_matter():
 @pytest.mark.parametrize("march", ["x86-64", "x86-64-v3"])
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="needs an x86 with AVX2")
 def test_narrower_vectors_from_the_same_source(march, tmp_path):
-    flags = tuple(f"-march={march}" if f == "-march=native" else f for f in cpu.FLAGS)
-    library = cpu.load(cpu.build(tmp_path, flags))
+    flags = tuple(f"-march={march}" if f == "-march=native" else f for f in build.FLAGS)
+    library = cpu.load(build.build_library(tmp_path, flags))
     x = degenerate((2, 8, 8))
     for family in ("vanilla", "gap"):
         job = Pass(family, (3, 11), (family, f"{family}-nngp"), family == "vanilla", family == "vanilla")
@@ -202,9 +202,9 @@ def test_narrower_vectors_from_the_same_source(march, tmp_path):
 
 
 def test_a_build_is_kept_and_found_again(tmp_path):
-    library = cpu.build(tmp_path)
+    library = build.build_library(tmp_path)
     written = library.stat().st_mtime_ns
-    assert cpu.build(tmp_path) == library
+    assert build.build_library(tmp_path) == library
     assert library.stat().st_mtime_ns == written
     assert list(tmp_path.iterdir()) == [library]
 
@@ -218,7 +218,7 @@ def test_loading_leaves_denormals_alone():
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    monkeypatch.setattr(cpu, "compiler", lambda: None)
+    monkeypatch.setattr(build, "compiler", lambda: None)
     caches = (cpu.unavailable, cpu._library, kernels._say_once)
     for cache in caches:
         cache.cache_clear()
@@ -245,8 +245,8 @@ def test_a_compiler_that_fails_is_named(tmp_path, monkeypatch):
     broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 1 && exit\necho 'cannot find cc1plus' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
-    with pytest.raises(cpu.CompileError, match="cannot find cc1plus"):
-        cpu.build(tmp_path / "cache")
+    with pytest.raises(build.CompileError, match="cannot find cc1plus"):
+        build.build_library(tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
 
@@ -263,5 +263,5 @@ def test_what_fused_does_not_cover_falls_back(caplog):
 
 
 def test_the_sources_are_part_of_the_package():
-    for name in cpu.SOURCES:
+    for name in build.CPU_SOURCES:
         assert (Path(kernels.__file__).parent / "fused" / name).is_file()

@@ -11,10 +11,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from pipeline import kernels
-from pipeline.kernels import READOUTS
-from pipeline.kernels.fused import LONG_SIDE, SHORT_SIDE, gpu
-from pipeline.kernels.fused.cpu import CompileError, compiler
+from exact_ntk import kernels
+from exact_ntk.kernels import READOUTS
+from exact_ntk.kernels.fused import LONG_SIDE, SHORT_SIDE, build, gpu
+from exact_ntk.kernels.fused.build import CompileError, compiler
+from exact_ntk.kernels.fused.layout import LANES, LARGE_TILE_ENTRIES, SHARED_BYTES, find_layout
 from tests.kernels import emulated_gpu
 from tests.kernels.emulated_gpu import cntk as emulated
 from tests.kernels.test_fused_cpu import degenerate, digits, largest_error, one_torch_thread
@@ -112,7 +113,7 @@ def test_same_bits_for_any_tile_strip_and_launch(shape, monkeypatch):
     tiles = [torch.cat([emulated(x[i : i + 1], part, **options) for part in y.split(3)], dim=3) for i in range(len(x))]
     assert torch.equal(torch.cat(tiles, dim=2), whole)
     monkeypatch.setattr(gpu, "PARTIAL_BYTES", 1000)
-    strips = dict(strip_bytes=3 * gpu.Images.bytes_each(gpu.find_layout(*shape[1:]), shape[0], 5))
+    strips = dict(strip_bytes=3 * gpu.ImageTables.bytes_each(find_layout(*shape[1:]), shape[0], 5))
     assert torch.equal(emulated(x, y, **options, **strips), whole)
     assert torch.equal(emulated(y, **options, **strips), square)
 
@@ -130,7 +131,7 @@ def test_symmetric_half_and_exact_diagonal():
 
 @needs_compiler
 def test_multiply_adds():
-    code, out = gpu.source(gpu.find_layout(1, 1), False, False), torch.zeros(64)
+    code, out = gpu.source(find_layout(1, 1), False, False), torch.zeros(64)
     emulated_gpu.emulator(torch.device("cpu"), code)("ntk_multiply_adds", (2,), 32, 3, out.data_ptr())
     expected = sum(((t + c) - 1) * 0.999**3 + 1 for t in [torch.arange(32).double()] for c in range(8))
     torch.testing.assert_close(out.double(), expected.repeat(2), rtol=1e-5, atol=1e-5)
@@ -154,15 +155,15 @@ def test_the_emulated_warp_stops_where_lanes_diverge(tmp_path):
 
 def test_every_size_has_a_layout_that_a_gpu_can_run():
     for height, width in itertools.product(range(1, LONG_SIDE + 1), [*range(1, 9), 13, 17, 24, 31, SHORT_SIDE]):
-        layout = gpu.find_layout(height, width)
+        layout = find_layout(height, width)
         assert {layout.rows, layout.columns} == {height, width}
         assert layout.planes >= 1
-        assert 4 * layout.buffer <= gpu.SHARED_BYTES
+        assert 4 * layout.buffer <= SHARED_BYTES
         assert layout.lane_rows <= layout.rows
-        assert layout.lane_rows * layout.lane_columns <= gpu.LARGE_TILE_ENTRIES
-        assert layout.padded[1] <= gpu.LANES * layout.warps  # each thread copies one column
-    assert gpu.find_layout(32, 32).planes == 1
-    assert gpu.find_layout(8, 8).planes == 16
+        assert layout.lane_rows * layout.lane_columns <= LARGE_TILE_ENTRIES
+        assert layout.padded[1] <= LANES * layout.warps  # each thread copies one column
+    assert find_layout(32, 32).planes == 1
+    assert find_layout(8, 8).planes == 16
 
 
 @pytest.fixture
@@ -174,14 +175,14 @@ def nvrtc():
 def test_compiles_for_every_architecture(arch, nvrtc):
     oldest_and_newest = [((5, 7), True, True)] if arch in (ARCHITECTURES[0], ARCHITECTURES[-1]) else []
     for size, ntk, first in [((32, 32), True, False), *oldest_and_newest]:
-        cubin = gpu.compile_cubin(gpu.source(gpu.find_layout(*size), ntk, first), arch)
+        cubin = build.compile_cubin(gpu.source(find_layout(*size), ntk, first), arch)
         assert cubin.startswith(b"\x7fELF")
         assert b"ntk_pooled" in cubin
 
 
 def test_the_main_kernel_keeps_its_planes_in_registers(nvrtc):
     report = io.StringIO()
-    gpu.compile_cubin(gpu.source(gpu.find_layout(32, 32), True, False), "sm_90", report, ["-v"])
+    build.compile_cubin(gpu.source(find_layout(32, 32), True, False), "sm_90", report, ["-v"])
     used = report.getvalue().split("ntk_pooled'")[1]
     spills, registers = re.search(r"(\d+) bytes spill stores", used), re.search(r"Used (\d+) registers", used)
     assert spills is not None
@@ -191,25 +192,25 @@ def test_the_main_kernel_keeps_its_planes_in_registers(nvrtc):
 
 
 def test_a_build_is_kept_and_found_again(tmp_path, nvrtc):
-    code = gpu.source(gpu.find_layout(1, 1), False, False)
-    cubin = gpu.build(tmp_path, code, "sm_90")
+    code = gpu.source(find_layout(1, 1), False, False)
+    cubin = build.build_cubin(tmp_path, code, "sm_90")
     (path,) = tmp_path.iterdir()
     written = path.stat().st_mtime_ns
-    assert gpu.build(tmp_path, code, "sm_90") == cubin
+    assert build.build_cubin(tmp_path, code, "sm_90") == cubin
     assert path.stat().st_mtime_ns == written
-    gpu.build(tmp_path, code, "sm_80")
+    build.build_cubin(tmp_path, code, "sm_80")
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path, nvrtc, caplog):
     (tmp_path / "file").write_text("")
-    assert gpu.build(tmp_path / "file", gpu.source(gpu.find_layout(1, 1), False, False), "sm_90")
+    assert build.build_cubin(tmp_path / "file", gpu.source(find_layout(1, 1), False, False), "sm_90")
     assert "cannot be written" in caplog.text
 
 
 def test_an_unknown_architecture_is_named(nvrtc):
     with pytest.raises(CompileError, match="sm_12"):
-        gpu.compile_cubin(gpu.source(gpu.find_layout(1, 1), False, False), "sm_12")
+        build.compile_cubin(gpu.source(find_layout(1, 1), False, False), "sm_12")
 
 
 GPU = torch.device("cuda:0")
@@ -237,8 +238,8 @@ def test_without_the_cuda_extra_the_reference_is_used_and_said_once(missing, fre
         names = [kernels.resolve_backend("auto", GPU, torch.float32, 8, 8) for _ in range(3)]
     assert names == ["reference-cuda"] * 3
     assert len(caplog.messages) == 1
-    assert "pip install 'ntk[cuda]'" in caplog.messages[0]
-    with pytest.raises(ValueError, match="ntk\\[cuda\\]"):
+    assert "pip install cuda-core cuda-bindings nvidia-cuda-nvrtc" in caplog.messages[0]
+    with pytest.raises(ValueError, match="cuda-core"):
         kernels.resolve_backend("fused", GPU, torch.float32, 8, 8)
 
 
@@ -257,5 +258,5 @@ def test_the_gpu_backend_is_the_one_dispatched_to(fresh, monkeypatch):
 
 
 def test_the_sources_are_part_of_the_package():
-    for name in gpu.SOURCES:
-        assert (gpu.HERE / name).is_file()
+    for name in build.GPU_SOURCES:
+        assert (build.HERE / name).is_file()

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from pipeline import kernels
-from pipeline.kernels import READOUTS
-from pipeline.kernels.fused import gpu
-from pipeline.kernels.passes import Pass
+from exact_ntk import kernels
+from exact_ntk.kernels import READOUTS
+from exact_ntk.kernels.fused import gpu
+from exact_ntk.kernels.fused.layout import find_layout
+from exact_ntk.kernels.passes import Pass
 from tests.kernels.test_fused_cpu import SHAPES, degenerate, digits, largest_error
 from tests.kernels.test_reference import ENDS, diagonal, images, nearly_equal_pairs
 
@@ -81,7 +82,7 @@ def test_same_bits_from_run_to_run_and_for_any_tile_strip_and_launch(shape, monk
     assert torch.equal(square, square.mT)
     assert torch.equal(square.tril(), fused(y, y.clone(), **options).tril())
     job = Pass("gap", (3, 6), ("gap",), False, False)
-    small = 3 * gpu.Images.bytes_each(gpu.find_layout(*shape[1:]), shape[0], 5)
+    small = 3 * gpu.ImageTables.bytes_each(find_layout(*shape[1:]), shape[0], 5)
     monkeypatch.setattr(gpu, "PARTIAL_BYTES", 5000)
     strips = gpu.cntk_pass(y.to(GPU), None, job, strip_bytes=small).cpu()
     assert torch.equal(strips[0], square[READOUTS.index("gap")])

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.kernels import cntk, nngp, ntk, ntk_layers
-from pipeline.kernels.duals import ACTIVATIONS, leaky_relu, smooth
+from exact_ntk.kernels import cntk, nngp, ntk, ntk_layers
+from exact_ntk.kernels.duals import ACTIVATIONS, leaky_relu, smooth
 
 ALL = [*ACTIVATIONS, leaky_relu(0.2), smooth(torch.tanh)]
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from pipeline import kernels
-from pipeline.kernels import READOUTS
-from pipeline.kernels.passes import plan_passes
-from pipeline.kernels.reference import cntk_pass
+from exact_ntk import kernels
+from exact_ntk.kernels import READOUTS
+from exact_ntk.kernels.passes import plan_passes
+from exact_ntk.kernels.reference import TENSORS_ALIVE, cntk_pass
 from tests.kernels.slow_cntk import slow_cntk
 
 cntk = functools.partial(kernels.cntk, backend="reference")
@@ -190,9 +192,27 @@ def test_large_images_and_one_pass_for_all_depths():
     torch.testing.assert_close(k[0, 1], alone[0, 0], rtol=0, atol=0)
 
 
-def test_64_by_64_in_vanilla_runs_in_bounded_memory():
-    x = images(2, (1, 64, 64))
-    assert cntk(x, depths=(3,), readouts=("vanilla",)).shape == (1, 1, 2, 2)
+class Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that any operation makes."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        made = [t.untyped_storage().nbytes() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.bytes = max(self.bytes, *made, 0)
+        return out
+
+
+@pytest.mark.parametrize("readout, shape, n", [("vanilla", (1, 64, 64), 20), ("gap", (1, 8, 8), 12)])
+def test_no_tensor_outgrows_its_share_of_the_budget(readout: str, shape: tuple[int, int, int], n: int):
+    """All pairs at once would take 6.9 and 2.6 MB a tensor, all pixel pairs of 64 x 64 images 134 MB."""
+    x, (job,) = images(n, shape), plan_passes((3, 5), (readout,), None, None)
+    whole = cntk_pass(x, None, job, torch.float64)
+    with Largest() as largest:
+        found = cntk_pass(x, None, job, torch.float64, byte_budget=8 << 20)
+    assert largest.bytes <= (8 << 20) / TENSORS_ALIVE
+    torch.testing.assert_close(found, whole, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.theory import claims, quadrature
-from pipeline.theory.inputs import Problem
-from pipeline.theory.theorem1 import Initialisation
-from pipeline.theory.theorem2 import Run
-from pipeline.theory.training import Flow, Training
+from exact_ntk.theory import claims, quadrature
+from exact_ntk.theory.inputs import Problem
+from exact_ntk.theory.theorem1 import Initialisation
+from exact_ntk.theory.theorem2 import TrainedWidth
+from exact_ntk.theory.training import Flow, Training
 
 WIDTHS = (64, 256, 1024, 4096)
 SEEDS, N, M, TIMES = 200, 4, 5, 6
@@ -46,14 +46,14 @@ def test_theorem_1_for_cnns_fails_where_its_data_do():
 
 
 def test_quadrature_fails_beyond_its_error():
-    found = quadrature.measure()
+    found = quadrature.measure_quadrature()
     assert not failed(claims.of_quadrature(found))
     k = quadrature.VARIANCES.index(1.0)
     wrong = tuple(1e-9 if i == k else e for i, e in enumerate(found[0].errors))
     assert len(failed(claims.of_quadrature([replace(found[0], errors=wrong), *found[1:]]))) == 1
 
 
-def run(width: int, kappa: float = 1.0) -> Run:
+def run(width: int, kappa: float = 1.0) -> TrainedWidth:
     """A training whose every deviation from the flow is a random number times width^-1/2, at time 0 none."""
     generator = torch.Generator().manual_seed(width + int(1000 * kappa))
 
@@ -70,7 +70,7 @@ def run(width: int, kappa: float = 1.0) -> Run:
     ramp = torch.linspace(0, 1, TIMES, dtype=torch.float64)[:, None, None]
     drift = noise(TIMES, SEEDS, 1, 1) * ramp[..., None] / kappa
     start = limit * (1 + noise(SEEDS, 1, 1))
-    return Run(
+    return TrainedWidth(
         width,
         kappa,
         Problem(torch.zeros(N, 1), y, torch.zeros(M, 1)),
@@ -85,7 +85,7 @@ def run(width: int, kappa: float = 1.0) -> Run:
     )
 
 
-def tampered(runs: list[Run], part: str, change) -> list[Run]:
+def tampered(runs: list[TrainedWidth], part: str, change) -> list[TrainedWidth]:
     return [replace(r, training=replace(r.training, **{part: change(getattr(r.training, part), r)})) for r in runs]
 
 

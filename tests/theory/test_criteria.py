@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.theory.criteria import at_most, plain, rate_below, rate_inside, same_law
-from pipeline.theory.rates import fit_rates
+from exact_ntk.theory.criteria import at_most, plain, rate_below, rate_inside, same_law
+from exact_ntk.theory.rates import fit_rates
 
 WIDTHS = (64, 128, 256, 512)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.func import jacrev, vmap
 
-from pipeline.cnn import CNN
-from pipeline.theory.convolutional import empirical_ntk, paper_net
-from pipeline.theory.inputs import images, two_classes, two_classes_of_images, vectors
-from pipeline.theory.networks import draw_weights, outputs, propagate
+from exact_ntk.networks.cnn import CNN
+from exact_ntk.theory.convolutional import empirical_ntk, paper_net
+from exact_ntk.theory.inputs import images, two_classes, two_classes_of_images, vectors
+from exact_ntk.theory.networks import draw_weights, outputs, propagate
 
 
 def one_network(weights: tuple[torch.Tensor, ...], x: torch.Tensor) -> torch.Tensor:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.kernels import ntk
-from pipeline.theory.inputs import vectors
-from pipeline.theory.networks import Signals, draw_weights, propagate
-from pipeline.theory.sampling import sample_signals
-from pipeline.theory.theorem1 import compare_laws, entries
+from exact_ntk.kernels import ntk
+from exact_ntk.theory.inputs import vectors
+from exact_ntk.theory.networks import Signals, draw_weights, propagate
+from exact_ntk.theory.sampling import sample_signals
+from exact_ntk.theory.theorem1 import compare_laws, entries
 
 SEEDS = 2000
 

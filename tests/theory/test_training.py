@@ -5,12 +5,19 @@ import math
 import pytest
 import torch
 
-from pipeline.gradient_flow import GradientFlow
-from pipeline.kernels import ntk
-from pipeline.theory.convolutional import empirical_ntk, paper_net
-from pipeline.theory.inputs import two_classes, two_classes_of_images
-from pipeline.theory.networks import draw_weights, outputs
-from pipeline.theory.training import Convolutional, Flow, FullyConnected, relative_distance, stable_rate, train
+from exact_ntk.kernels import ntk
+from exact_ntk.regression.gradient_flow import GradientFlow
+from exact_ntk.theory.convolutional import empirical_ntk, paper_net
+from exact_ntk.theory.inputs import two_classes, two_classes_of_images
+from exact_ntk.theory.networks import draw_weights, outputs
+from exact_ntk.theory.training import (
+    Convolutional,
+    Flow,
+    FullyConnected,
+    relative_distance,
+    stable_rate,
+    train_ensemble,
+)
 
 DOUBLE = torch.float64
 
@@ -54,7 +61,7 @@ def test_training_ends_on_target_and_starts_at_the_initial_function():
     problem = two_classes(2, 3)
     ensemble = FullyConnected(weights(64, 1), problem)
     f0 = ensemble.train_outputs().clone()
-    found = train(ensemble, problem.y, stable_rate(ntk(problem.x_train, hidden_layers=1), 0.2))
+    found = train_ensemble(ensemble, problem.y, stable_rate(ntk(problem.x_train, hidden_layers=1), 0.2))
     losses = found.losses(problem.y)
     assert float(losses[-1].max()) <= 1e-4 < float(losses[-2].max())
     assert torch.equal(found.train[0], f0)
@@ -66,9 +73,9 @@ def test_training_ends_on_target_and_starts_at_the_initial_function():
 def test_a_diverging_rate_and_too_few_steps_end_off_target():
     problem = two_classes(2, 3)
     rate = stable_rate(ntk(problem.x_train, hidden_layers=1), 1.0)
-    wild = train(FullyConnected(weights(64, 1), problem), problem.y, 20 * rate, most_steps=200)
+    wild = train_ensemble(FullyConnected(weights(64, 1), problem), problem.y, 20 * rate, most_steps=200)
     assert not float(wild.losses(problem.y)[-1].max()) <= 1e-4
-    short = train(FullyConnected(weights(64, 1), problem), problem.y, rate, most_steps=3)
+    short = train_ensemble(FullyConnected(weights(64, 1), problem), problem.y, rate, most_steps=3)
     assert len(short.times) <= 4
     assert float(short.losses(problem.y)[-1].max()) > 1e-4
 
@@ -77,7 +84,7 @@ def test_a_very_wide_network_follows_the_flow():
     problem = two_classes(2, 3)
     k, k_test = (ntk(x, problem.x_train, hidden_layers=1) for x in (problem.x_train, problem.x_test))
     ensemble = FullyConnected(weights(8192, 1), problem)
-    found = train(ensemble, problem.y, stable_rate(k, 0.05))
+    found = train_ensemble(ensemble, problem.y, stable_rate(k, 0.05))
     flow = Flow.beside(found, k, k_test, problem.y)
     scale = float((found.train[0] - problem.y).norm(dim=1).max())
     assert float((found.train - flow.train).norm(dim=2).max()) < 0.03 * scale
@@ -91,7 +98,7 @@ def test_a_very_wide_network_follows_the_flow():
 def test_the_flow_beside_a_training_is_that_of_each_seed():
     problem = two_classes(2, 3)
     k, k_test = (ntk(x, problem.x_train, hidden_layers=1) for x in (problem.x_train, problem.x_test))
-    found = train(FullyConnected(weights(16, 1, seeds=3), problem), problem.y, stable_rate(k, 0.2))
+    found = train_ensemble(FullyConnected(weights(16, 1, seeds=3), problem), problem.y, stable_rate(k, 0.2))
     flow = Flow.beside(found, k, k_test, problem.y)
     alone = GradientFlow(k, problem.y)
     for seed in range(3):

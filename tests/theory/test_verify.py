@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import cli.verify
-from pipeline.errors import ConfigError, NtkError
-from pipeline.theory import summary, theorem2, verify
-from pipeline.theory.criteria import Claim
-from pipeline.theory.theorem1 import CnnInitialisationSize, InitialisationSize
-from pipeline.theory.theorem2 import KappaSize, TrainingSize
+from exact_ntk.cli.verify import verify_claims
+from exact_ntk.errors import ConfigError, NtkError
+from exact_ntk.theory import summary, theorem2, verify
+from exact_ntk.theory.criteria import Claim
+from exact_ntk.theory.theorem1 import CnnInitialisationSize, InitialisationSize
+from exact_ntk.theory.theorem2 import KappaSize, TrainingSize
 
 TINY = verify.Plan(
     InitialisationSize((16, 32), seeds=6, inputs=3, deepest=2, law_seeds=50),
@@ -30,7 +30,7 @@ PNG = b"\x89PNG\r\n"
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, list[Claim]]:
     folder = tmp_path_factory.mktemp("theory")
-    return folder, verify.verify(TINY, folder, torch.device("cpu"))
+    return folder, verify.verify_theorems(TINY, folder, torch.device("cpu"))
 
 
 def test_it_writes_a_summary_of_every_claim_and_every_figure(finished):
@@ -55,29 +55,29 @@ def test_it_writes_a_summary_of_every_claim_and_every_figure(finished):
 
 def test_the_same_plan_gives_the_same_summary(finished, tmp_path: Path):
     folder, _ = finished
-    verify.verify(TINY, tmp_path, torch.device("cpu"))
+    verify.verify_theorems(TINY, tmp_path, torch.device("cpu"))
     assert (tmp_path / "summary.json").read_bytes() == (folder / "summary.json").read_bytes()
 
 
 @pytest.mark.parametrize("holds", [True, False])
 def test_the_exit_status_says_whether_all_held(holds, tmp_path: Path, monkeypatch, capsys):
     claims = [Claim("one", "1", "at most 1", True, {}), Claim("two", "2", "at most 1", holds, {})]
-    monkeypatch.setattr(verify, "verify", lambda plan, folder, device: claims)
+    monkeypatch.setattr(verify, "verify_theorems", lambda plan, folder, device: claims)
     if holds:
-        cli.verify.verify(True, tmp_path, "cpu")
+        verify_claims(True, tmp_path, "cpu")
         assert "all 2 claims hold" in capsys.readouterr().out
     else:
         with pytest.raises(NtkError, match="1 of 2 claims FAIL") as error:
-            cli.verify.verify(False, tmp_path, "cpu")
+            verify_claims(False, tmp_path, "cpu")
         assert error.value.exit_status == 1
         assert "FAILS  two" in capsys.readouterr().out
 
 
 def test_quick_and_full_are_kept_apart_and_cover_what_they_promise(tmp_path: Path, monkeypatch):
     asked = []
-    monkeypatch.setattr(verify, "verify", lambda plan, folder, device: asked.append((plan, folder)) or [])
-    cli.verify.verify(True, tmp_path, "cpu")
-    cli.verify.verify(False, tmp_path, "cpu")
+    monkeypatch.setattr(verify, "verify_theorems", lambda plan, folder, device: asked.append((plan, folder)) or [])
+    verify_claims(True, tmp_path, "cpu")
+    verify_claims(False, tmp_path, "cpu")
     assert asked == [(verify.QUICK, tmp_path / "theory-quick"), (verify.FULL, tmp_path / "theory")]
     for plan, theorem_1, theorem_2 in ((verify.QUICK, 2**10, 2**10), (verify.FULL, 2**13, 2**12)):
         assert plan.initialisation.widths[0] == 2**6
@@ -92,16 +92,16 @@ def test_quick_and_full_are_kept_apart_and_cover_what_they_promise(tmp_path: Pat
 def test_a_file_in_the_results_place_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--results"):
-        cli.verify.verify(True, tmp_path / "file", "cpu")
+        verify_claims(True, tmp_path / "file", "cpu")
 
 
 def test_a_summary_with_a_failed_claim_says_so():
     section = summary.Section("S", "text", [Claim("a |b|", "2", "at most 1", False, {"value": float("nan")})], [])
-    text = summary.markdown([section], "Made.")
+    text = summary.summary_page([section], "Made.")
     assert "1 of 1 claims fail" in text.lower()
     assert "**FAILS**" in text
     assert "a \\|b\\|" in text
-    record = summary.record([section], {})
+    record = summary.summary_record([section], {})
     assert not record["all_hold"]
     assert record["claims"][0]["figures"] == {"value": None}
 
@@ -118,7 +118,17 @@ def test_an_experiment_that_goes_wrong_fails_its_claims(monkeypatch):
 
 
 def test_an_unknown_device_ends_in_one_clear_line(tmp_path: Path):
-    command = [sys.executable, "-m", "cli.main", "verify", "--quick", "--device", "cuda:99", "--results", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "exact_ntk.cli.main",
+        "verify",
+        "--quick",
+        "--device",
+        "cuda:99",
+        "--results",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 2
     assert done.stderr.startswith("error: --device cuda:99: no such device")
@@ -127,7 +137,7 @@ def test_an_unknown_device_ends_in_one_clear_line(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_quick_run_holds(tmp_path: Path):
-    command = [sys.executable, "-m", "cli.main", "verify", "--quick", "--results", str(tmp_path)]
+    command = [sys.executable, "-m", "exact_ntk.cli.main", "verify", "--quick", "--results", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "theory-quick" / "summary.md").is_file()

@@ -8,7 +8,7 @@ min(H, W) <= 32 and max(H, W) <= 64, any number of channels.
 import torch
 from torch import Tensor
 
-from pipeline.kernels.passes import Pass
+from exact_ntk.kernels.passes import Pass
 
 SHORT_SIDE, LONG_SIDE = 32, 64
 

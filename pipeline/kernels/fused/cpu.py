@@ -3,9 +3,6 @@
 import ctypes
 import functools
 import logging
-import os
-import shutil
-import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,76 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.device import cpu_features, cpu_model
-from pipeline.files import digest
-from pipeline.kernels.fused import SHORT_SIDE, values_of
-from pipeline.kernels.passes import Pass
+from exact_ntk.kernels.fused import SHORT_SIDE, values_of
+from exact_ntk.kernels.fused.build import CompileError, build_library, cache_folder
+from exact_ntk.kernels.passes import Pass
 
-HERE = Path(__file__).parent
-SOURCES = ("arithmetic.h", "images.h", "cpu.cpp")
-# Not -ffast-math: it turns NaN checks off, and a library linked with it flushes denormals in the whole process.
-FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread"),
-    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast"),
-)
-INSTALL_HINT = "install a C++ compiler (Debian and Ubuntu: apt install g++), or name one in CXX"
-
-log = logging.getLogger(__name__)
-
-
-class CompileError(ValueError):
-    """The kernels cannot be compiled here; the message says why and what to do."""
-
-
-def compiler() -> str | None:
-    """The host's C++ compiler: $CXX, g++, clang++ or c++, whichever is there first."""
-    return next(
-        (found for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name and (found := shutil.which(name))),
-        None,
-    )
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: $XDG_CACHE_HOME/ntk, by default ~/.cache/ntk."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ntk"
-
-
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        first = next(iter((done.stderr or done.stdout).strip().splitlines()), f"exit status {done.returncode}")
-        raise CompileError(f"{command[0]} failed: {first}")
-    return done.stdout
-
-
-def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
-    """Compile into `folder`, or find what an earlier call compiled from the same source with the same tools.
-
-    Named by source, flags, compiler version and CPU model with its features. Raises CompileError.
-    """
-    cxx = compiler()
-    if cxx is None:
-        raise CompileError(f"no C++ compiler found: {INSTALL_HINT}")
-    sources = [(HERE / name).read_bytes() for name in SOURCES]
-    key = digest(*sources, " ".join(flags), _run([cxx, "--version"]), cpu_model(), cpu_features())[:16]
-    library = folder / f"fused-cpu-{key}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        log.info("compiling the fused CPU kernels with %s", cxx)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / library.name
-            _run([cxx, *flags, str(HERE / "cpu.cpp"), "-o", str(made)])
-            made.replace(library)
-    return library
+log = logging.getLogger("ntk")
 
 
 @functools.cache
 def _library() -> ctypes.CDLL:
     try:
-        path = build(cache_folder())
+        path = build_library(cache_folder())
     except OSError as error:
         log.warning("%s cannot be written (%s): compiling the kernels for this process only", cache_folder(), error)
-        path = build(Path(tempfile.mkdtemp(prefix="ntk-")))
+        path = build_library(Path(tempfile.mkdtemp(prefix="ntk-")))
     return load(path)
 
 

@@ -2,191 +2,34 @@
 
 import functools
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.files import digest
-from pipeline.kernels.fused import values_of
-from pipeline.kernels.fused.cpu import HERE, CompileError, cache_folder
-from pipeline.kernels.passes import Pass
-from pipeline.kernels.reference import deviations
+from exact_ntk.kernels.fused import values_of
+from exact_ntk.kernels.fused.build import CUDA_HINT, HERE, CompileError, build_cubin, cache_folder
+from exact_ntk.kernels.fused.layout import LANES, Layout, find_layout
+from exact_ntk.kernels.passes import Pass
+from exact_ntk.kernels.reference import deviations
 
-INSTALL_HINT = "pip install 'ntk[cuda]'"
-SOURCES = ("arithmetic.h", "gpu.cu")
-LANES, MOST_WARPS = 32, 8
-# Entries of a plane in one lane's registers: twice as many floats leave room for 16 warps a multiprocessor.
-TILE_ENTRIES, LARGE_TILE_ENTRIES = 32, 64
-SHARED_BYTES = 46 << 10  # of the 48 KB that every GPU gives a block
-# Instructions: an entry without its shuffles and loads, and a float copied to shared memory.
-ENTRY_COST, COPY_COST = 28, 3
 # As in images.h: patch norms below this share of the image's largest count as 0.
 SMALLEST_NORM = 1e-18
 # Fixed, never free memory: tables of a strip of images, its images at most, partial sums of a launch.
 STRIP_BYTES, STRIP_IMAGES, PARTIAL_BYTES = 512 << 20, 2048, 256 << 20
 AGAIN_BLOCKS, COLLECT_THREADS = 1024, 256
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How planes of rows x columns lie in warps: the constants that gpu.cu is compiled with.
-
-    A lane holds lane_rows x lane_columns entries; a block has `warps` warps and takes `group` offsets d2 at a time.
-    """
-
-    rows: int
-    columns: int
-    lane_rows: int
-    lane_columns: int
-    warps: int = 1
-    group: int = 1
-
-    @property
-    def tiles(self) -> tuple[int, int]:
-        """Lanes down and across a plane."""
-        return -(-self.rows // self.lane_rows), -(-self.columns // self.lane_columns)
-
-    @property
-    def planes(self) -> int:
-        """Planes in a warp."""
-        down, across = self.tiles
-        return LANES // (down * across)
-
-    @property
-    def padded(self) -> tuple[int, int]:
-        """Rows and columns of an image's tables."""
-        down, across = self.tiles
-        return down * self.lane_rows, across * self.lane_columns
-
-    @property
-    def stage(self) -> int:
-        """Floats of one stage, two tables, of an image."""
-        height, width = self.padded
-        return 2 * height * width
-
-    @property
-    def buffer(self) -> int:
-        """Floats of one stage of a pair in shared memory."""
-        return self.stage + self.group * 2 * (self.rows + self.lane_rows - 1) * self.padded[1]
-
-    @property
-    def chunks(self) -> int:
-        """Blocks a pair."""
-        return -(-self.columns // self.group)
-
-    @property
-    def zero_offset_threads(self) -> int:
-        """Threads of a block that computes a pair's zero offset in float64."""
-        return min(256, -(-self.rows * self.columns // LANES) * LANES)
-
-    def cost_of_entry(self) -> float:
-        """Instructions an entry-layer of a pair, where warps are full."""
-        down, across = self.tiles
-        r, c = self.lane_rows, self.lane_columns
-        shuffles = 4 * (r * (across > 1) + c * (down > 1)) / (r * c)
-        loads = 1 if c % 4 == 0 else 4
-        busy = self.planes * self.rows * self.columns / (LANES * r * c)
-        return (ENTRY_COST + shuffles + loads) / busy
-
-    def cost_of_pair(self) -> float:
-        """Lane instructions a layer of all planes of a pair."""
-        rounds = -(-self.group * self.rows // (self.warps * self.planes))
-        lanes = self.warps * LANES * self.lane_rows * self.lane_columns
-        busy = self.planes * self.rows * self.columns / (LANES * self.lane_rows * self.lane_columns)
-        return self.chunks * rounds * (lanes * self.cost_of_entry() * busy + COPY_COST * self.buffer)
-
-    def macros(self) -> str:
-        """The constants as C++ source."""
-        return "".join(f"#define {f.name.upper()} {v}\n" for f, v in zip(fields(self), astuple(self), strict=True))
-
-
-def _tiles(height: int, width: int, entries: int) -> list[Layout]:
-    return [
-        layout
-        for rows, columns in dict.fromkeys([(height, width), (width, height)])
-        for c in range(1, min(columns, 8) + 1)
-        for r in range(1, min(rows, entries // c) + 1)
-        if (layout := Layout(rows, columns, r, c)).tiles[0] * layout.tiles[1] <= LANES
-    ]
-
-
-@functools.cache
-def find_layout(height: int, width: int) -> Layout:
-    """The layout of least cost for height x width images, which are transposed where it says (width, height)."""
-    tile = min(
-        _tiles(height, width, TILE_ENTRIES) or _tiles(height, width, LARGE_TILE_ENTRIES), key=Layout.cost_of_entry
-    )
-    blocks = [
-        layout
-        for warps in range(MOST_WARPS, 0, -1)
-        for group in range(1, tile.columns + 1)
-        if 4 * (layout := replace(tile, warps=warps, group=group)).buffer <= SHARED_BYTES
-        and layout.padded[1] <= LANES * warps  # a thread copies one column
-    ]
-    return min(blocks, key=Layout.cost_of_pair)
+log = logging.getLogger("ntk")
 
 
 def source(layout: Layout, ntk: bool, train_first: bool) -> str:
     """gpu.cu with its constants; it includes arithmetic.h."""
     flags = f"#define WITH_NTK {int(ntk)}\n#define TRAIN_FIRST {int(train_first)}\n"
     return layout.macros() + flags + (HERE / "gpu.cu").read_text()
-
-
-def _nvrtc_version() -> str:
-    from cuda.bindings import nvrtc
-
-    return ".".join(map(str, nvrtc.nvrtcVersion()[1:]))
-
-
-def compile_cubin(code: str, arch: str, log_to: Any = None, ptxas_options: list[str] | None = None) -> bytes:
-    """Machine code for `arch` (sm_90, ...) by NVRTC; needs neither a GPU nor a driver. Raises CompileError."""
-    try:
-        from cuda.core import Program, ProgramOptions
-    except ImportError as error:
-        raise CompileError(f"cuda-core cannot be imported ({error}): {INSTALL_HINT}") from error
-    try:
-        options = ProgramOptions(std="c++17", arch=arch, include_path=str(HERE), ptxas_options=ptxas_options)
-        return bytes(Program(code, "c++", options).compile("cubin", logs=log_to).code)
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        first = next((line for line in lines if "error" in line), lines[0]).strip()
-        raise CompileError(f"NVRTC cannot compile the kernels for {arch}: {first}: {INSTALL_HINT}") from error
-
-
-def build(folder: Path, code: str, arch: str) -> bytes:
-    """Compile, or read what an earlier call compiled, into a file named by source, arch and NVRTC's version.
-
-    A folder that cannot be written costs a warning and a compilation each time. Raises CompileError.
-    """
-    try:
-        version = _nvrtc_version()
-    except Exception as error:
-        raise CompileError(f"NVRTC cannot be loaded ({error}): {INSTALL_HINT}") from error
-    key = digest(code, *[(HERE / name).read_bytes() for name in SOURCES], arch, version)[:16]
-    path = folder / f"fused-cuda-{key}.cubin"
-    try:
-        return path.read_bytes()
-    except OSError:
-        log.info("compiling the fused GPU kernels for %s", arch)
-    cubin = compile_cubin(code, arch)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / path.name
-            made.write_bytes(cubin)
-            made.replace(path)
-    except OSError as error:
-        log.warning("%s cannot be written (%s): the kernels are compiled for this process only", folder, error)
-    return cubin
 
 
 class _TorchStream:
@@ -208,7 +51,7 @@ def _object_code(device: torch.device, code: str) -> Any:
     from cuda.core import ObjectCode
 
     major, minor = torch.cuda.get_device_capability(device)
-    return ObjectCode.from_cubin(build(cache_folder(), code, f"sm_{major}{minor}"))
+    return ObjectCode.from_cubin(build_cubin(cache_folder(), code, f"sm_{major}{minor}"))
 
 
 @functools.cache
@@ -249,7 +92,7 @@ def unavailable(device: torch.device, height: int, width: int) -> str | None:
     except CompileError as error:
         return str(error)
     except ImportError as error:
-        return f"cuda-core cannot be imported ({error}): {INSTALL_HINT}"
+        return f"cuda-core cannot be imported ({error}): {CUDA_HINT}"
     except Exception as error:
         return f"the driver cannot load the kernels ({error}): update it, or install NVRTC of the CUDA that it supports"
     return None
@@ -268,7 +111,7 @@ def _hashes(x: Tensor) -> Tensor:
     return (bits * (weights | 1)).sum(1)
 
 
-class Images:
+class ImageTables:
     """A strip of images as the kernels read them, scaled by powers of two so that the largest patch norm is near 1.
 
     tables (n, stages, 2, padded rows, padded columns) in float32, where a stage is two channels or a layer's deviations
@@ -318,7 +161,9 @@ class _Output:
         return self.corner.data_ptr(), self.corner.stride(2), self.corner.stride(1)  # (2, reads) are one run
 
 
-def _pooled(launch: Launch, layout: Layout, a: Images, b: Images, symmetric: bool, layers: int, out: _Output) -> None:
+def _pooled(
+    launch: Launch, layout: Layout, a: ImageTables, b: ImageTables, symmetric: bool, layers: int, out: _Output
+) -> None:
     n1, n2 = len(a), len(b)
     total = n1 * (n1 + 1) // 2 if symmetric else n1 * n2
     each = (layout.chunks + 1) * 2 * out.reads
@@ -359,7 +204,9 @@ def _pooled(launch: Launch, layout: Layout, a: Images, b: Images, symmetric: boo
         )
 
 
-def _vanilla(launch: Launch, layout: Layout, a: Images, b: Images, symmetric: bool, layers: int, out: _Output) -> None:
+def _vanilla(
+    launch: Launch, layout: Layout, a: ImageTables, b: ImageTables, symmetric: bool, layers: int, out: _Output
+) -> None:
     n1, n2 = len(a), len(b)
     again = torch.empty(1 + n1 * n2, dtype=torch.int32, device=a.scale.device)
     again[0] = 0
@@ -425,16 +272,16 @@ def cntk_pass(
     a, b = ((x.mT if transposed else x).to(torch.float32).contiguous() if x is not None else None for x in (x1, x2))
     assert a is not None
     run = _vanilla if job.family == "vanilla" else _pooled
-    size = max(1, min(STRIP_IMAGES, strip_bytes // Images.bytes_each(layout, a.shape[1], layers)))
+    size = max(1, min(STRIP_IMAGES, strip_bytes // ImageTables.bytes_each(layout, a.shape[1], layers)))
     n1, n2 = len(a), len(a if b is None else b)
     sums = torch.zeros((2, len(job.depths), n1, n2), dtype=torch.float64, device=a.device)
     for rows in _strips(n1, size):
-        first = Images(a[rows], layout, layers)
+        first = ImageTables(a[rows], layout, layers)
         for columns in _strips(n2, size):
             if b is None and columns.start > rows.start:
                 break  # above the diagonal: mirrored
             diagonal = b is None and columns == rows
-            second = first if diagonal else Images((a if b is None else b)[columns], layout, layers)
+            second = first if diagonal else ImageTables((a if b is None else b)[columns], layout, layers)
             corner = sums[:, :, rows, columns]
             run(launch, layout, first, second, diagonal, layers, _Output(corner, read, len(job.depths)))
             if diagonal:

@@ -1,0 +1,195 @@
+"""The train-cnn stage: learning rates x seeds for every cell of every CNN column, each run trained once."""
+
+import logging
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from exact_ntk.config import Config
+from exact_ntk.device import describe
+from exact_ntk.draws import OrderedImages
+from exact_ntk.errors import ConfigError
+from exact_ntk.files import fingerprint, remove_partials, write_json
+from exact_ntk.locks import try_lock
+from exact_ntk.networks.cell import ALL, FIT, NetworkCell, RunKey, cnn_columns, network_cells
+from exact_ntk.networks.cost import measure_cost, training_flops
+from exact_ntk.networks.training import TrainingRun, train
+from exact_ntk.progress import progress
+from exact_ntk.records import RunRecord, TrainedRun
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+log = logging.getLogger("ntk")
+
+
+@dataclass(frozen=True)
+class Only:
+    """Which runs to train: a column, one of its depths, a learning rate as in the config, a seed; None is all."""
+
+    column: str | None = None
+    depth: int | None = None
+    lr: float | None = None
+    seed: int | None = None
+
+    @classmethod
+    def parse(cls, only: str | None, lr: float | None, seed: int | None, config: Config) -> "Only":
+        """From CNN-GAP or CNN-GAP/21. Raises ConfigError for what the config does not hold."""
+        name, _, depth = (only or "").partition("/")
+        columns = {n: c for n, c in cnn_columns(config) if n == name or not name}
+        if not columns:
+            known = ", ".join(n for n, _ in cnn_columns(config)) or "none"
+            raise ConfigError(f"--only {only}: no such CNN column; there is {known}")
+        if depth and not any(depth == str(d) for c in columns.values() for d in c.depths):
+            raise ConfigError(f"--only {only}: column {name} has no depth {depth}")
+        if lr is not None and not any(lr in c.lr for c in columns.values()):
+            raise ConfigError(f"--lr {lr:g}: not among the column's learning rates {next(iter(columns.values())).lr}")
+        if seed is not None and not any(0 <= seed < c.seeds for c in columns.values()):
+            raise ConfigError(f"--seed {seed}: seeds run from 0 to {max(c.seeds for c in columns.values()) - 1}")
+        return cls(name or None, int(depth) if depth else None, lr, seed)
+
+
+def train_cells(
+    config: Config, images: OrderedImages, folder: Path, device: torch.device, only: Only | None = None
+) -> int:
+    """Train every run that is wanted and missing; returns how many were. A finished run is never trained again.
+
+    Says first what the runs cost. Any number of processes may share a folder on one host: a run that another one holds
+    is left to it, and waited for at the end.
+    """
+    only = only or Only()
+    chosen = [
+        cell
+        for cell in network_cells(config, images, folder)
+        if only.column in (None, cell.name) and only.depth in (None, cell.depth)
+    ]
+    announce_cost(chosen, only, device)
+    trained = 0
+    while runs := [(cell, run) for cell in chosen for run in _missing(cell, only)]:
+        outcomes = [_train_run(cell, run, device) for cell, run in runs]
+        trained += outcomes.count(True)
+        if outcomes.count(None) == len(outcomes):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    for cell in chosen:
+        trouble = cell.trouble()
+        if trouble:
+            log.warning(f"{cell.name} at depth {cell.depth}: {trouble}")
+    return trained
+
+
+def _missing(cell: NetworkCell, only: Only) -> list[RunKey]:
+    """The runs to train next: those the cell wants, or those of its own that a filter names."""
+    if only.lr is None and only.seed is None:
+        return cell.wanted()
+    rates = [lr for lr in cell.column.lr if only.lr in (None, lr)]
+    seeds = [seed for seed in range(cell.column.seeds) if only.seed in (None, seed)]
+    return [run for lr in rates for seed in seeds if cell.trained(run := RunKey(lr, seed, ALL)) is None]
+
+
+def announce_cost(chosen: list[NetworkCell], only: Only, device: torch.device) -> None:
+    """Say what each cell's missing runs cost: parameters, FLOPs, memory, and at most how long, from measured steps."""
+    seconds = 0.0
+    for cell in chosen:
+        runs = len(_missing(cell, only))
+        if runs and (only.lr, only.seed) == (None, None) and cell.chosen()[1] and cell.selects_on_holdout:
+            runs += cell.column.seeds
+        if not runs:
+            continue
+        setting, data = cell.setting(1.0, 0), cell.data(ALL, device)
+        cost = measure_cost(setting, data)
+        at_most = runs * setting.epochs * cost.epoch_seconds(data)
+        seconds += at_most
+        log.info(
+            f"{cell.name}/{cell.depth}: {runs} run{'s' * (runs > 1)} of {len(data.x)} images and at most "
+            f"{setting.epochs} epochs; {cost.parameters:,} parameters, {cost.flops:.2e} FLOP an image, "
+            f"{1 / cost.train_seconds:.3g} images/s, memory about {cost.memory / 2**20:,.0f} MiB: "
+            f"at most about {_duration(at_most)}"
+        )
+    if seconds:
+        log.info(f"train-cnn: at most about {_duration(seconds)} in all, less where runs stop early")
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=max(1, round(seconds))))
+
+
+def _train_run(cell: NetworkCell, key: RunKey, device: torch.device) -> bool | None:
+    """Train one run and write its record: True; False if it was finished meanwhile, None if another process has it."""
+    path = cell.path(key)
+    lock = try_lock(path.with_suffix(".lock"))
+    if lock is None:
+        return None
+    try:
+        if path.exists():
+            return False
+        remove_partials(path)
+        _train_and_record(cell, key, path, device)
+    finally:
+        # Once the record is written: whoever had this file open finds the record and trains nothing.
+        lock.release(remove=path.exists())
+    return True
+
+
+def _train_and_record(cell: NetworkCell, key: RunKey, path: Path, device: torch.device) -> None:
+    largest = cell.largest_lr(device)
+    rate = key.lr if cell.column.lr_unit == "absolute" else largest.lr_max and key.lr * largest.lr_max
+    data, fields, checkpoint = cell.data(key.part, device), cell.fields(key), path.with_suffix(".pt")
+    label = f"{cell.name}/{cell.depth} lr {rate or key.lr:.3g} seed {key.seed}" + " (holdout)" * (key.part == FIT)
+    setting = cell.setting(rate or 0.0, key.seed)
+    if rate is None:
+        run = TrainingRun(setting, data, fields)
+        run.diverged = largest.why
+    else:
+        with progress(label, setting.epochs, "epoch") as bar:
+            run = train(setting, data, fields, checkpoint, lambda run: _show(bar, run))
+    if run.diverged is not None:
+        log.warning(f"{label}: diverged in epoch {run.epoch + 1} ({run.diverged}): it ends here, averaged into nothing")
+    record = TrainedRun(
+        result=RunRecord.model_validate(run.result()),
+        right=run.right_share,
+        lr=rate,
+        lr_max=largest.lr_max,
+        parameters=sum(w.numel() for w in run.net.parameters()),
+        fingerprint=fingerprint(fields),
+        fields=fields,
+        provenance=_facts(run, device),
+    )
+    write_json(path, record.json_value())
+    checkpoint.unlink(missing_ok=True)
+
+
+def _show(bar: tqdm, run: TrainingRun) -> None:
+    """Bring a run's progress bar up to date, also after a resume."""
+    if run.diverged is None:
+        h = run.history
+        bar.set_postfix_str(
+            f"loss {h['loss'][-1]:.3g}, train {h['train_accuracy'][-1]:.1f} %, test {h['test_accuracy'][-1]:.1f} %, "
+            f"{_pace(run):.0f} images/s",
+            refresh=False,
+        )
+        if bar.n == 0 and run.epoch > 1:
+            bar.initial = run.epoch - 1  # what a checkpoint brought is no work of this process
+            bar.update(run.epoch - 1)
+        bar.update(1)
+
+
+def _pace(run: TrainingRun) -> float:
+    """Training images a second, evaluation and checkpoints aside."""
+    return len(run.data.x) * run.epoch / max(run.train_seconds, 1e-9)
+
+
+def _facts(run: TrainingRun, device: torch.device) -> dict[str, Any]:
+    """seconds: training with evaluation; the pace and the FLOPs are of training alone."""
+    return {
+        "seconds": round(run.seconds, 3),
+        "train_seconds": round(run.train_seconds, 3),
+        "images_per_second": round(_pace(run), 1),
+        "training_flops_per_image": training_flops(run.net, *run.data.x.shape[2:]),
+        "flops_per_second": round(training_flops(run.net, *run.data.x.shape[2:]) * _pace(run)),
+        "precision": run.setting.precision,
+        **describe(device),
+    }

@@ -1,0 +1,38 @@
+"""How long each stage took, and on what machine: a file a stage in a run's folder, summed over interrupted runs."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exact_ntk.device import describe
+from exact_ntk.files import read_json, write_json
+from exact_ntk.locks import locked
+
+
+def _path(folder: Path, stage: str) -> Path:
+    return folder / "provenance" / f"{stage}.json"
+
+
+def add_provenance(folder: Path, stage: str, device: torch.device, **facts: Any) -> None:
+    """Add a stage's facts to a run's folder: numbers are added to those of earlier processes and of others at work."""
+    path = _path(folder, stage)
+    with locked(path.with_name(".lock")):
+        earlier = read_json(path) if path.exists() else {}
+        summed = {k: round(earlier.get(k, 0) + v, 3) for k, v in facts.items() if isinstance(v, int | float)}
+        write_json(path, {**facts, **summed, **describe(device)})
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Every stage's facts, by its name."""
+    return {path.stem: read_json(path) for path in sorted((folder / "provenance").glob("*.json"))}
+
+
+def time_left(folder: Path, stage: str, tiles: int) -> str | None:
+    """How long so many more tiles take at the store's own pace so far, or None while that is not known."""
+    path = _path(folder, stage)
+    facts = read_json(path) if path.exists() else {}
+    if not facts.get("tiles_computed"):
+        return None
+    return str(timedelta(seconds=round(tiles * facts["seconds"] / facts["tiles_computed"])))

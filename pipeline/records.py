@@ -1,0 +1,247 @@
+"""What the stages leave on disk for the report: the schema of results.json and of the files it is collected from."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from exact_ntk.errors import StoreError
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def json_value(self) -> dict[str, Any]:
+        """Plain data for JSON, every key in the order of the schema."""
+        return self.model_dump(mode="json")
+
+
+R = TypeVar("R", bound=_Record)
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """A record from its JSON file. Raises StoreError, naming file and key, unless it holds such a record."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        why = f"{where}: {first['msg']}"
+    except OSError as error:
+        why = str(error)
+    raise StoreError(f"cannot read {path} ({why}): delete it to have it made again")
+
+
+class EarlyStopped(_Record):
+    """Gradient flow on the images that are not held out; accuracies in percent.
+
+    time: where accuracy on the held-out images peaks, in units of 1 / lambda_max; None is infinity.
+    held_out, test: accuracies there.  n_held_out: images held out.
+    """
+
+    time: float | None
+    held_out: float
+    held_out_at_infinity: float
+    test: float
+    test_at_infinity: float
+    n_held_out: int
+
+
+class EarlyStoppedCell(EarlyStopped):
+    """Means over the draws that have a flow, and the median of their times; how many have one, and how many none."""
+
+    draws: int
+    draws_without_flow: int
+
+
+class DrawRecord(_Record):
+    """Kernel regression on one draw.
+
+    residual: |K alpha - y| / |y|.  condition: estimate of the 2-norm condition number, None where it is not finite.
+    indefinite: the order of the first leading minor that is not positive, or None.  overlaps: whether the draw shares
+    training images with another.
+    """
+
+    accuracy: float
+    residual: float
+    condition: float | None
+    indefinite: int | None
+    overlaps: bool
+    early_stopping: EarlyStopped | None
+
+
+class _CellRecord(_Record):
+    """A column at a depth. accuracy, standard_error: in percent and points, see `exact_ntk.standard_error`; std: of the
+    draws' or seeds' accuracies, None for one. fingerprint: of all that the accuracy depends on."""
+
+    column: str
+    readout: Literal["vanilla", "gap"]
+    depth: int
+    accuracy: float
+    standard_error: float
+    std: float | None
+    n_train: int
+    n_test: int
+    test_from: Literal["test", "undrawn", "both"]
+    fingerprint: str
+
+
+class KernelRecord(_CellRecord):
+    """Kernel regression, the mean over draws."""
+
+    model: Literal["cntk", "nngp"]
+    draws: int
+    ridge: float
+    indefinite: bool
+    backend: str
+    dtype: str
+    dropped_duplicates: int
+    by_draw: list[DrawRecord]
+    early_stopping: EarlyStoppedCell | None
+
+
+class History(_Record):
+    """A run's epochs: the loss, training and test accuracy (%) of each."""
+
+    loss: list[float]
+    train_accuracy: list[float]
+    test_accuracy: list[float]
+
+
+class RunRecord(_Record):
+    """One training run; accuracies in percent, None where it diverged.
+
+    fitted_at: the epoch after which training accuracy was 100 %, or None.  diverged: why it did, or None.
+    """
+
+    seed: int
+    accuracy: float | None
+    train_accuracy: float | None
+    epochs: int
+    fitted_at: int | None
+    diverged: str | None
+    history: History
+
+
+class Divergence(_Record):
+    """A run that diverged: its learning rate, and as a share of the largest stable one where there is one."""
+
+    lr: float | None
+    lr_share: float | None
+    seed: int
+    part: Literal["all", "fit"]
+    why: str
+
+
+class NetworkRecord(_CellRecord):
+    """Finite networks, the mean over the seeds that did not diverge."""
+
+    model: Literal["cnn"]
+    seeds: int
+    seeds_diverged: int
+    lr: float
+    lr_share: float | None
+    lr_unit: Literal["max", "absolute"]
+    lr_rule: Literal["single", "holdout", "test"]
+    loss: str
+    batch_size: int
+    momentum: float
+    train_accuracy: float
+    epochs: float
+    diverged: list[Divergence]
+    width: int
+    kappa: float
+    parameters: int
+    runs: list[RunRecord]
+
+
+CellRecord = Annotated[KernelRecord | NetworkRecord, Field(discriminator="model")]
+
+
+class SolvedCell(_Record):
+    """What the solve stage keeps of a kernel cell; its predictions are beside it as npz."""
+
+    record: KernelRecord
+    provenance: dict[str, Any]
+    fields: dict[str, Any]
+
+
+class LargestRate(_Record):
+    """The largest stable learning rate of a cell's seed-0 network, or None and why there is none."""
+
+    lr_max: float | None
+    why: str | None
+    fields: dict[str, Any]
+
+
+class TrainedRun(_Record):
+    """What the train-cnn stage keeps of a run.
+
+    right: for each test image, the share of the epochs averaged in which it was classified right; empty if it diverged.
+    lr: the learning rate itself, None where the network was dead and had none.  lr_max: the largest stable one.
+    """
+
+    result: RunRecord
+    right: list[float]
+    lr: float | None
+    lr_max: float | None
+    parameters: int
+    fingerprint: str
+    fields: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @property
+    def lr_share(self) -> float | None:
+        """The learning rate as a share of the largest stable one."""
+        return self.lr / self.lr_max if self.lr and self.lr_max else None
+
+
+class ColumnHead(_Record):
+    """A column of the table; paper: published accuracies, one a depth, or none."""
+
+    name: str
+    model: Literal["cntk", "nngp", "cnn"]
+    readout: Literal["vanilla", "gap"]
+    depths: list[int]
+    paper: list[float]
+
+    def paper_value(self, depth: int) -> float | None:
+        """The published accuracy of a cell, where the config names one."""
+        return dict(zip(self.depths, self.paper, strict=False)).get(depth)
+
+
+class PairedDifference(_Record):
+    """Accuracy of `column` minus that of `minus` on the same images, in points, with its standard error."""
+
+    column: str
+    minus: str
+    depth: int
+    difference: float
+    standard_error: float
+
+
+class MissingCell(_Record):
+    """A cell without a result, and what it needs."""
+
+    column: str
+    depth: int
+    needs: str
+
+
+class Results(_Record):
+    """results.json: what a rerun on the same CPU or GPU model and thread count reproduces."""
+
+    name: str
+    config: dict[str, Any]
+    columns: list[ColumnHead]
+    records: list[CellRecord]
+    paired: list[PairedDifference]
+    missing: list[MissingCell]
+
+    def cell(self, column: str, depth: int) -> KernelRecord | NetworkRecord | None:
+        """The record of a cell, or None."""
+        return next((r for r in self.records if (r.column, r.depth) == (column, depth)), None)
+
+    def of_column(self, column: str) -> list[KernelRecord | NetworkRecord]:
+        """A column's records by depth."""
+        return sorted((r for r in self.records if r.column == column), key=lambda r: r.depth)

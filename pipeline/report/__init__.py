@@ -1,0 +1,1 @@
+"""From finished cells to results.json, the table, figures and the page."""

@@ -1,0 +1,92 @@
+"""A made-up table, as results.json would hold it, and the same with networks."""
+
+from exact_ntk.records import (
+    ColumnHead,
+    DrawRecord,
+    History,
+    KernelRecord,
+    MissingCell,
+    NetworkRecord,
+    PairedDifference,
+    Results,
+    RunRecord,
+)
+
+IMAGES = {"train": {"n": "all", "draws": 1}, "test": {"n": 5}, "train_first": None, "train_last": None}
+CELL = dict(standard_error=0.5, std=None, n_train=2000, n_test=100, test_from="test", fingerprint="0123456789abcdef")
+DRAW = DrawRecord(accuracy=70.0, residual=1e-12, condition=50.0, indefinite=None, overlaps=False, early_stopping=None)
+
+
+def kernel_record(column: str, depth: int, accuracy: float, **more) -> KernelRecord:
+    plain = dict(model="cntk", readout="gap", draws=1, ridge=0.0, indefinite=False, backend="reference-cpu")
+    rest = dict(dtype="float32", dropped_duplicates=0, by_draw=[DRAW], early_stopping=None)
+    return KernelRecord(**{**CELL, **plain, **rest, **dict(column=column, depth=depth, accuracy=accuracy), **more})
+
+
+def run_record(seed: int, epochs: int, fitted_at: int | None) -> RunRecord:
+    history = History(
+        loss=[0.4, 0.1][:epochs], train_accuracy=[50.0, 100.0][:epochs], test_accuracy=[40.0, 60.0][:epochs]
+    )
+    return RunRecord(
+        seed=seed,
+        accuracy=60.0,
+        train_accuracy=75.0,
+        epochs=epochs,
+        fitted_at=fitted_at,
+        diverged=None,
+        history=history,
+    )
+
+
+def network_record(column: str, width: int, **more) -> NetworkRecord:
+    how = dict(lr=0.5, lr_share=0.25, lr_unit="max", lr_rule="single", loss="", batch_size=10, momentum=0.9, kappa=1.0)
+    found = dict(seeds=2, seeds_diverged=0, train_accuracy=75.0, epochs=1.5, diverged=[], parameters=100, width=width)
+    cell = dict(model="cnn", readout="gap", column=column, depth=3, accuracy=50.0 + width)
+    return NetworkRecord(
+        **{**CELL, **how, **found, **cell, "runs": [run_record(0, 2, 2), run_record(1, 1, None)], **more}
+    )
+
+
+def made_up_table() -> Results:
+    return Results(
+        name="made",
+        config={
+            "name": "made",
+            "columns": [
+                {"name": "CNTK-GAP", "readout": "gap", **IMAGES},
+                {"name": "CNTK-V", "readout": "vanilla", **IMAGES},
+            ],
+        },
+        columns=[
+            ColumnHead(name="CNTK-GAP", model="cntk", readout="gap", depths=[3, 4], paper=[70.47, 75.93]),
+            ColumnHead(name="CNTK-V", model="cntk", readout="vanilla", depths=[3], paper=[]),
+        ],
+        records=[
+            kernel_record("CNTK-GAP", 3, 70.123),
+            kernel_record("CNTK-V", 3, 40.0, indefinite=True, readout="vanilla"),
+        ],
+        paired=[PairedDifference(column="CNTK-GAP", minus="CNTK-V", depth=3, difference=5.2, standard_error=2.13)],
+        missing=[MissingCell(column="CNTK-GAP", depth=4, needs="run `ntk compute-gram` and `ntk solve`")],
+    )
+
+
+def with_networks(results: Results, widths: tuple[int, ...], **kernel_column) -> Results:
+    """The same table with a network of several widths beside CNTK-GAP, on the same images."""
+    names = [f"net-w{w}" for w in widths]
+    kernel, *others = results.config["columns"]
+    columns = [{**kernel, **kernel_column}, *others, *({"name": n, "readout": "gap", **IMAGES} for n in names)]
+    heads = [ColumnHead(name=n, model="cnn", readout="gap", depths=[3], paper=[]) for n in names]
+    records = [network_record(n, w) for n, w in zip(names, widths, strict=True)]
+    return results.model_copy(
+        update={
+            "config": {**results.config, "columns": columns},
+            "columns": [*results.columns, *heads],
+            "records": [*results.records, *records],
+        }
+    )
+
+
+def replaced(results: Results, column: str, **changes) -> Results:
+    """The same table with a column's records changed."""
+    records = [r.model_copy(update=changes) if r.column == column else r for r in results.records]
+    return results.model_copy(update={"records": records})

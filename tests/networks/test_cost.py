@@ -1,0 +1,80 @@
+"""The cost of a run beforehand: FLOPs against torch's own count, memory against what autograd keeps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from exact_ntk.networks import cost
+from exact_ntk.networks.training import Setting, TrainingData, build_network
+from tests.networks.test_training import SETTING
+
+ENDS = [(first, last) for first in (False, True) for last in (False, True)]
+
+
+def setting_of(readout: str, ends: tuple[bool, bool]) -> Setting:
+    return replace(SETTING, readout=readout, depth=4, width=6, train_first=ends[0], train_last=ends[1])
+
+
+def some_images() -> TrainingData:
+    x = torch.randn(5, 3, 4, 7, generator=torch.Generator().manual_seed(0))
+    y = torch.zeros(5, dtype=torch.int64)
+    return TrainingData(x, torch.zeros(5, 10), y, x[:2], y[:2])
+
+
+@pytest.mark.parametrize("readout", ["vanilla", "gap"])
+@pytest.mark.parametrize("ends", ENDS)
+def test_flops_are_those_that_torch_counts(readout: str, ends: tuple[bool, bool]):
+    images = some_images()
+    net = build_network(setting_of(readout, ends), images)
+    with FlopCounterMode(display=False) as counter:
+        net(images.x).square().sum().backward()
+    counted = counter.get_total_flops() / len(images.x)
+    # Global average pooling's readout touches pixels in its mean, which is no matrix product.
+    assert cost.training_flops(net, 4, 7) == counted
+
+
+@pytest.mark.parametrize("readout", ["vanilla", "gap"])
+def test_memory_is_what_autograd_keeps(readout: str):
+    images = some_images()
+    net = build_network(setting_of(readout, (True, True)), images)
+    kept: dict[int, int] = {}
+
+    def note(t: torch.Tensor) -> torch.Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        outputs = net(images.x)
+    for known in (images.x, *net.parameters()):
+        kept.pop(known.untyped_storage().data_ptr(), None)
+    small = 4 * 5 * (6 + 10)  # pooled features and outputs
+    assert cost.saved_bytes(net, 5, 4, 7) <= sum(kept.values()) <= cost.saved_bytes(net, 5, 4, 7) + small
+    assert outputs.shape == (5, 10)
+
+
+def test_a_run_is_measured_without_touching_it():
+    images, setting = some_images(), setting_of("gap", (False, False))
+    found = cost.measure_cost(setting, images)
+    assert found.parameters == sum(w.numel() for w in build_network(setting, images).parameters())
+    assert found.train_seconds > 0
+    assert found.test_seconds > 0
+    expected = 5 * found.train_seconds + 2 * found.test_seconds
+    assert found.epoch_seconds(images) == pytest.approx(expected)
+    assert found.memory > cost.saved_bytes(build_network(setting, images), 5, 4, 7)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_memory_on_a_gpu_is_near_the_estimate(precision: str):
+    x = torch.randn(256, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
+    y = torch.zeros(256, dtype=torch.int64, device="cuda")
+    images = TrainingData(x, torch.zeros(256, 10, device="cuda"), y, x, y)
+    setting = replace(
+        SETTING, depth=6, width=256, batch_size=128, train_first=False, train_last=False, precision=precision
+    )
+    torch.cuda.reset_peak_memory_stats()
+    found = cost.measure_cost(setting, images)
+    # cuDNN's workspace comes on top.
+    assert 0.8 < torch.cuda.max_memory_allocated() / found.memory < 2.0
