@@ -16,7 +16,7 @@ from torch import nn
 from exact_ntk.device import describe, resolve_device
 from exact_ntk.networks.cost import training_bytes, training_flops
 from exact_ntk.networks.precision import Autocast, arithmetic
-from exact_ntk.networks.training import Images, Run, Setting
+from exact_ntk.networks.training import Setting, TrainingData, TrainingRun
 
 
 def plain(shape: tuple[int, int, int], classes: int, setting: Setting) -> nn.Sequential:
@@ -35,10 +35,10 @@ def plain(shape: tuple[int, int, int], classes: int, setting: Setting) -> nn.Seq
     return nn.Sequential(*layers)
 
 
-def plain_epoch(setting: Setting, images: Images, autocast: Autocast) -> Callable[[], None]:
+def plain_epoch(setting: Setting, data: TrainingData, autocast: Autocast) -> Callable[[], None]:
     """The loop that one would write: shuffled batches, half the squared error, SGD."""
-    x = images.x
-    net = plain(tuple(x.shape[1:]), images.targets.shape[1], setting)
+    x = data.x
+    net = plain(tuple(x.shape[1:]), data.targets.shape[1], setting)
     net = net.to(x.device).to(memory_format=torch.channels_last)
     weights = [w for w in net.parameters() if w.requires_grad]
     optimiser = torch.optim.SGD(weights, lr=setting.lr, momentum=setting.momentum)
@@ -47,7 +47,7 @@ def plain_epoch(setting: Setting, images: Images, autocast: Autocast) -> Callabl
         for batch in torch.randperm(len(x), device=x.device).split(setting.batch_size):
             with autocast():
                 outputs = net(x[batch])
-            loss = 0.5 * (outputs.float() - images.targets[batch]).square().sum(1).mean()
+            loss = 0.5 * (outputs.float() - data.targets[batch]).square().sum(1).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -57,23 +57,23 @@ def plain_epoch(setting: Setting, images: Images, autocast: Autocast) -> Callabl
     return epoch
 
 
-def random_images(shape: tuple[int, int, int], n: int, device: torch.device) -> Images:
+def random_images(shape: tuple[int, int, int], n: int, device: torch.device) -> TrainingData:
     """Standard normal images with random labels of 10 classes."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((n, *shape), generator=generator).to(device, memory_format=torch.channels_last)
     y = torch.randint(10, (n,), generator=generator).to(device)
-    return Images(x, nn.functional.one_hot(y, 10).float() - 0.1, y, x[:1], y[:1])
+    return TrainingData(x, nn.functional.one_hot(y, 10).float() - 0.1, y, x[:1], y[:1])
 
 
-def compare(setting: Setting, images: Images, rounds: int) -> dict[str, float]:
+def compare(setting: Setting, data: TrainingData, rounds: int) -> dict[str, float]:
     """Medians over interleaved rounds of one epoch each, after one of each that is thrown away."""
-    device = images.x.device
+    device = data.x.device
     with arithmetic(setting.precision, device) as autocast:
-        run = Run(setting, images, {})
+        run = TrainingRun(setting, data, {})
         run.train_epoch(autocast)
         # Ours alone: the plain model is not there yet.
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-        theirs = plain_epoch(setting, images, autocast)
+        theirs = plain_epoch(setting, data, autocast)
         theirs()
         ours: list[float] = []
         plains: list[float] = []
@@ -84,15 +84,15 @@ def compare(setting: Setting, images: Images, rounds: int) -> dict[str, float]:
             start = time.perf_counter()
             theirs()
             plains.append(time.perf_counter() - start)
-    n = len(images.x)
+    n = len(data.x)
     pace, plain_pace = (n / statistics.median(seconds) for seconds in (ours, plains))
-    flops = training_flops(run.net, *images.x.shape[2:])
+    flops = training_flops(run.net, *data.x.shape[2:])
     figures = {
         "images_per_second": round(pace, 1),
         "plain_images_per_second": round(plain_pace, 1),
         "ratio": round(pace / plain_pace, 3),
         "tflops": round(flops * pace / 1e12, 4),
-        "memory_estimate_mib": round(training_bytes(run.net, setting, images) / 2**20, 1),
+        "memory_estimate_mib": round(training_bytes(run.net, setting, data) / 2**20, 1),
     }
     if memory is not None:
         figures["memory_peak_mib"] = round(memory / 2**20, 1)
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     device = resolve_device(options.device)
-    images = random_images(tuple(options.image), options.images, device)
+    data = random_images(tuple(options.image), options.images, device)
     peak = matmul_peak(device, options.precision)
     print(json.dumps({**vars(options), **describe(device), "matmul_tflops": round(peak / 1e12, 4)}))
     for readout in ("vanilla", "gap"):
@@ -149,7 +149,7 @@ def main() -> None:
             )
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            figures = compare(setting, images, options.rounds)
+            figures = compare(setting, data, options.rounds)
             share = round(figures["tflops"] * 1e12 / peak, 3)
             print(json.dumps({"readout": readout, "depth": depth, **figures, "share_of_matmul": share}), flush=True)
 

@@ -56,5 +56,5 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {p: v for p in ("ntk", "torch", "torchvision", "numpy", "zarr") if (v := installed(p))},
+        "versions": {p: v for p in ("exact-ntk", "torch", "torchvision", "numpy", "zarr") if (v := installed(p))},
     }

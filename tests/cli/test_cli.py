@@ -1,9 +1,12 @@
 """The commands as a user types them: the whole run, its resume, exit statuses, and one line for every bad input."""
 
+import contextlib
+import io
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +14,28 @@ import pytest
 import torch
 import yaml
 
+from exact_ntk.cli import main as command_line
 from tests.conftest import digit_arrays
 
 
-def ntk(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "exact_ntk.cli.main", *arguments], cwd=folder, capture_output=True, text=True
-    )
+@dataclass(frozen=True)
+class Done:
+    """What a command printed, and its exit status."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    """Commands run in folders of their own, installed or not."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+def ntk(folder: Path, *arguments: str) -> Done:
+    """A command as typed in `folder`, in this process: what an interpreter of its own would add is seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["ntk", *arguments])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            command_line.main()
+    return Done(ended.value.code or 0, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +53,7 @@ def finished(tmp_path_factory) -> Path:
         ],
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-        done = ntk(folder, "run", "tiny.yaml")
+    done = ntk(folder, "run", "tiny.yaml")
     assert done.returncode == 0, done.stderr
     assert "70.47" in done.stdout
     return folder
@@ -135,7 +145,7 @@ def test_a_bad_config_or_archive_ends_in_one_clear_line(folder: Path, case: str)
     assert_one_line(ntk(folder, "run", "bad.yaml"), words)
 
 
-def assert_one_line(done: subprocess.CompletedProcess, words: str) -> None:
+def assert_one_line(done: Done, words: str) -> None:
     assert done.returncode in (1, 2)
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

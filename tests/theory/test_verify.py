@@ -117,21 +117,9 @@ def test_an_experiment_that_goes_wrong_fails_its_claims(monkeypatch):
     assert any("training curve" in claim for claim in failed)
 
 
-def test_an_unknown_device_ends_in_one_clear_line(tmp_path: Path):
-    command = [
-        sys.executable,
-        "-m",
-        "exact_ntk.cli.main",
-        "verify",
-        "--quick",
-        "--device",
-        "cuda:99",
-        "--results",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --device cuda:99: no such device")
+def test_an_unknown_device_is_refused_before_a_folder_is_made(tmp_path: Path):
+    with pytest.raises(ConfigError, match="--device cuda:99: no such device"):
+        verify_claims(True, tmp_path, "cuda:99")
     assert not list(tmp_path.iterdir())
 
 
