@@ -1,0 +1,67 @@
+"""Provenance: summed over interrupted runs and over processes at work together."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from exact_ntk.locks import locked, try_lock
+from exact_ntk.provenance import add_provenance, read_provenance, time_left
+
+CPU = torch.device("cpu")
+
+
+def test_numbers_are_added_and_words_replaced(tmp_path: Path):
+    add_provenance(tmp_path, "gram-1", CPU, columns=["A"], tiles_computed=3, seconds=1.25)
+    add_provenance(tmp_path, "gram-1", CPU, columns=["A", "B"], tiles_computed=1, seconds=2.0)
+    add_provenance(tmp_path, "solve", CPU, cells=2, seconds=0.5)
+    found = read_provenance(tmp_path)
+    assert set(found) == {"gram-1", "solve"}
+    first = found["gram-1"]
+    assert (first["columns"], first["tiles_computed"], first["seconds"]) == (["A", "B"], 4, 3.25)
+    assert first["device_type"] == "cpu"
+    assert time_left(tmp_path, "gram-1", 8) == "0:00:06"
+    assert time_left(tmp_path, "gram-2", 8) is None
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from exact_ntk.provenance import add_provenance
+for _ in range(40):
+    add_provenance(Path(sys.argv[1]), "solve", torch.device("cpu"), cells=1)
+"""
+
+
+def test_no_update_is_lost_between_processes(tmp_path: Path):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    both = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert read_provenance(tmp_path)["solve"]["cells"] == 80
+
+
+def test_a_lock_is_one_holders_until_it_is_released(tmp_path: Path):
+    path = tmp_path / "locks" / "a"
+    first = try_lock(path)
+    assert try_lock(path) is None
+    first.release()
+    second = try_lock(path)
+    second.release(remove=True)
+    assert not path.exists()
+    with locked(path):
+        assert try_lock(path) is None
+    try_lock(path).release()
+
+
+def test_a_lock_goes_with_its_process(tmp_path: Path):
+    path, child = tmp_path / "a", os.fork()
+    if child == 0:
+        try_lock(path)
+        os._exit(0)
+    os.waitpid(child, 0)
+    lock = try_lock(path)
+    assert lock is not None
+    lock.release()
