@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,9 @@ def test_narrower_vectors_from_the_same_source(march, tmp_path):
         options = dict(depths=job.depths, readouts=job.readouts, dtype=torch.float64)
         own = diagonal(x, **options)
         assert error(found, cntk(x, **options), own, own) < BOUND
+        for slot, depth in enumerate(job.depths):
+            alone = cpu.cntk_pass(x, None, replace(job, depths=(depth,)), library)
+            assert torch.equal(alone[:, 0], found[:, slot])
 
 
 def test_a_build_is_kept_and_found_again(tmp_path):
@@ -265,3 +269,33 @@ def test_what_fused_does_not_cover_falls_back(caplog):
 def test_the_sources_are_part_of_the_package():
     for name in build.CPU_SOURCES:
         assert (Path(kernels.__file__).parent / "fused" / name).is_file()
+
+
+def alike() -> torch.Tensor:
+    """Images of every degree of likeness: of each pair, some depths are nearly equal and some are not."""
+    pairs = [torch.cat([z[..., :12, :12].float() for z in pair]) for pair in nearly_equal_pairs().values()]
+    x = images(6, (pairs[0].shape[1], 12, 12)).float()
+    blends = [x[:1] + 10.0**-k * x[k % 5 + 1 : k % 5 + 2] for k in range(6)]
+    return torch.cat([*pairs, *blends, x])
+
+
+def test_a_value_does_not_depend_on_the_depths_or_readouts_beside_it():
+    x, depths = alike(), (2, 3, 4, 6, 11, 21)
+    for train_first, train_last in ENDS:
+        ends = dict(train_first=train_first, train_last=train_last)
+        names = READOUTS if train_first or train_last else ("vanilla-nngp", "gap-nngp")
+        together = fused(x, depths=depths, readouts=names, **ends)
+        for slot, depth in enumerate(depths):
+            assert torch.equal(fused(x, depths=(depth,), readouts=names, **ends)[:, 0], together[:, slot]), depth
+        for slot, name in enumerate(names):
+            assert torch.equal(fused(x, depths=depths, readouts=(name,), **ends)[0], together[slot]), name
+
+
+@given(st.sets(st.integers(2, 12), min_size=1, max_size=4), st.sets(st.sampled_from(READOUTS), min_size=1))
+def test_any_request_holds_the_bits_of_the_whole(depths: set[int], readouts: set[str]):
+    ordered, names = tuple(sorted(depths)), tuple(sorted(readouts))
+    x, ends = alike()[:8, :, :6, :6], dict(train_first=True, train_last=True)
+    whole = fused(x, depths=tuple(range(2, 13)), readouts=READOUTS, **ends)
+    found = fused(x, depths=ordered, readouts=names, **ends)
+    at = [READOUTS.index(name) for name in names]
+    assert torch.equal(found, whole[at][:, [depth - 2 for depth in ordered]])

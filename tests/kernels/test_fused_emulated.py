@@ -18,7 +18,7 @@ from exact_ntk.kernels.fused.build import CompileError, compiler
 from exact_ntk.kernels.fused.layout import LANES, LARGE_TILE_ENTRIES, SHARED_BYTES, find_layout
 from tests.kernels import emulated_gpu
 from tests.kernels.emulated_gpu import cntk as emulated
-from tests.kernels.test_fused_cpu import degenerate, digits, largest_error, one_torch_thread
+from tests.kernels.test_fused_cpu import alike, degenerate, digits, largest_error, one_torch_thread
 from tests.kernels.test_reference import diagonal, images, nearly_equal_pairs
 
 __all__ = ["one_torch_thread"]
@@ -255,6 +255,16 @@ def test_the_gpu_backend_is_the_one_dispatched_to(fresh, monkeypatch):
     assert kernels.resolve_backend("auto", GPU, torch.float32, 8, 8) == "fused-cuda"
     monkeypatch.setattr(gpu, "cntk_pass", lambda *arguments: arguments)
     assert kernels.cntk_pass(1, 2, 3, backend="fused-cuda", dtype=torch.float32) == (1, 2, 3)
+
+
+@needs_compiler
+def test_a_value_does_not_depend_on_the_depths_or_readouts_beside_it():
+    x, depths, ends = alike()[:8, :, :8, :8], (2, 3, 6, 11), dict(train_first=True, train_last=True)
+    together = emulated(x, depths=depths, readouts=READOUTS, **ends)
+    for slot, depth in enumerate(depths):
+        assert torch.equal(emulated(x, depths=(depth,), readouts=READOUTS, **ends)[:, 0], together[:, slot]), depth
+    for slot, name in enumerate(READOUTS):
+        assert torch.equal(emulated(x, depths=depths, readouts=(name,), **ends)[0], together[slot]), name
 
 
 def test_the_sources_are_part_of_the_package():

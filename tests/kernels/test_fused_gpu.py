@@ -8,7 +8,7 @@ from exact_ntk.kernels import READOUTS
 from exact_ntk.kernels.fused import gpu
 from exact_ntk.kernels.fused.layout import find_layout
 from exact_ntk.kernels.passes import Pass
-from tests.kernels.test_fused_cpu import SHAPES, degenerate, digits, largest_error
+from tests.kernels.test_fused_cpu import SHAPES, alike, degenerate, digits, largest_error
 from tests.kernels.test_reference import ENDS, diagonal, images, nearly_equal_pairs
 
 pytestmark = pytest.mark.gpu
@@ -117,3 +117,13 @@ def test_work_goes_to_the_current_stream():
 
 def test_multiply_adds():
     assert gpu.multiply_adds_per_second(torch.device("cuda", torch.cuda.current_device())) > 1e11
+
+
+def test_a_value_does_not_depend_on_the_depths_or_readouts_beside_it():
+    x, depths, ends = alike().to(GPU), (2, 3, 6, 11, 21), dict(train_first=True, train_last=True)
+    together = kernels.cntk(x, depths=depths, readouts=READOUTS, backend="fused", **ends)
+    for slot, depth in enumerate(depths):
+        alone = kernels.cntk(x, depths=(depth,), readouts=READOUTS, backend="fused", **ends)
+        assert torch.equal(alone[:, 0], together[:, slot]), depth
+    for slot, name in enumerate(READOUTS):
+        assert torch.equal(kernels.cntk(x, depths=depths, readouts=(name,), backend="fused", **ends)[0], together[slot])

@@ -51,6 +51,13 @@ template <> struct Arccos<double> {
     }
 };
 
+// a b, rounded before anything is added to it: a value keeps its bits whatever is computed beside it.
+template <class L> NTK_INLINE L rounded_product(L a, L b) { return a * b; }
+#ifdef __CUDA_ARCH__
+NTK_INLINE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+NTK_INLINE double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+#endif
+
 // K = (c_sigma / q^2) n (lam (pi - arccos lam) + sqrt(1 - lam^2)) / (2 pi) and R = Kdot T + K, with
 // Kdot = (c_sigma / q^2) (pi - arccos lam) / (2 pi), c_sigma = 2 and q^2 = 9.
 //
@@ -69,7 +76,7 @@ NTK_INLINE void relu_layer(L s, L t, L inverse, L deviation, L& k, L& r, L& lam)
     const L arc = root(u) * Arccos<F>::polynomial(a);
     L kdot = ninth - arc;
     if constexpr (FIRST) kdot = lam < F(0) ? arc : kdot;
-    k = (lam * kdot + root(u * a + u)) * deviation;
+    k = rounded_product(lam * kdot + root(u * a + u), deviation);
     if constexpr (NTK)
         r = t * kdot + k;
     else

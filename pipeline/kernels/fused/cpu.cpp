@@ -52,7 +52,7 @@ constexpr int MAX_ROWS = 64;
 constexpr int GUARD = 16;                // finite floats on either side of a plane's row
 constexpr int STRIDE = LANES + GUARD;    // the right guard of a row is the left guard of the next
 // Correlations above 1 - NEAR_ONE are where float32 loses arccos, those it cannot tell from 1 included; a vanilla pair
-// with more of them, over all layers, than one in NEAR_ONE_SHARE of its pixels is computed again in double.
+// with more of them, over the layers up to a depth, than one in NEAR_ONE_SHARE of its pixels is computed again in double.
 constexpr float NEAR_ONE = 1e-3f;
 constexpr int NEAR_ONE_SHARE = 64;
 constexpr long CACHE_BYTES = 640 << 10;  // of first images' tables at once: most of a core's second-level cache
@@ -221,9 +221,10 @@ inline __attribute__((always_inline)) void segment(Plane& plane, const Cut& cut,
 }
 
 // One layer of the plane of offset (d1, .). Rows from rows - d1 on meet the second image's first rows: the box is cut at
-// that seam, which leaves two segments.
+// that seam, which leaves two segments. Not inlined: what surrounds a layer then cannot change how the compiler contracts
+// its multiply-adds, and a value has the same bits whatever is read out beside it.
 template <bool FIRST, bool NTK, bool READ, bool COUNT>
-void layer(Plane& plane, const Cut& shared, int rows, int d1, const float* table1, const float* table2, size_t stride2,
+__attribute__((noinline)) void layer(Plane& plane, const Cut& shared, int rows, int d1, const float* table1, const float* table2, size_t stride2,
            Sums& sums) {
     const Cut cut = shared;  // a copy that no store can change stays in registers
     const int seam = rows - d1;
@@ -373,14 +374,15 @@ long ntk_vanilla(const float* x1, long n1, const float* x2, long n2, int symmetr
     parallel(across * down, threads, [&](long unit) {
         const long row0 = unit / across * side, block0 = unit % across * run;
         auto plane = std::make_unique<Plane>();
-        std::vector<double> sums(2 * layers * LANES), exact(2 * layers);
+        std::vector<double> sums(2 * layers * LANES), near(layers * LANES), exact(2 * layers);
         for (long block = block0; block < std::min(block0 + run, second.blocks()); block++)
             for (long i = row0; i < std::min(row0 + side, n1); i++) {
                 if (symmetric && block * packed > i) continue;
-                double near[LANES] = {};
                 run_plane<true>(*plane, cut, shape, 0, first.lanes(i), second.lanes(block), LANES, job,
                                 [&](int h, Sums& layer_sums) {
-                                    for (int lane = 0; lane < LANES; lane++) near[lane] += layer_sums.near[lane];
+                                    double* so_far = near.data() + h * LANES;
+                                    for (int lane = 0; lane < LANES; lane++)
+                                        so_far[lane] = layer_sums.near[lane] + (h ? so_far[lane - LANES] : 0.0);
                                     if (!job.read[h]) return;
                                     double* to = sums.data() + 2 * h * LANES;
                                     for (int lane = 0; lane < LANES; lane++)
@@ -390,13 +392,14 @@ long ntk_vanilla(const float* x1, long n1, const float* x2, long n2, int symmetr
                     const long j = block * packed + slot;
                     if (j >= n2 || (symmetric && j > i)) break;
                     const double scale = first.scale(i) * second.scale(j);
-                    double count = 0;
-                    for (int c = 0; c < columns; c++) count += near[slot * columns + c];
-                    const bool again = count * NEAR_ONE_SHARE > shape.pixels() || first.equal(i, second, j);
-                    if (again) zero_offset(first, i, second, j, job, exact.data()), repeated++;
+                    bool again = first.equal(i, second, j), computed = false;
                     for (long h = 0, place = 0; h < layers; h++)
                         if (read[h]) {
-                            double total[2] = {0, 0};
+                            // From the layers up to this one alone: a depth's value does not depend on those beside it.
+                            double count = 0, total[2] = {0, 0};
+                            for (int c = 0; c < columns; c++) count += near[h * LANES + slot * columns + c];
+                            again = again || count * NEAR_ONE_SHARE > shape.pixels();
+                            if (again && !computed) zero_offset(first, i, second, j, job, exact.data()), computed = true;
                             for (int which = 0; which < 2; which++)
                                 for (int c = 0; c < columns; c++)
                                     total[which] += sums[(2 * h + which) * LANES + slot * columns + c];
@@ -404,6 +407,7 @@ long ntk_vanilla(const float* x1, long n1, const float* x2, long n2, int symmetr
                             out[(place * n1 + i) * n2 + j] = total[0] * scale;
                             out[((reads + place++) * n1 + i) * n2 + j] = total[1] * scale;
                         }
+                    repeated += computed;
                 }
             }
     });

@@ -355,7 +355,9 @@ __global__ void ntk_collect(const double* partial, const double* scale1, const d
 }
 
 // Vanilla: a block takes one or two first images, and PLANES second ones for each of the warps of either. Pairs to be
-// computed again in double (equal by hash, or nearly equal) are appended to again[1 ...], their number in again[0].
+// computed again in double, equal by hash or nearly equal, are appended to again[1 ...] with the first readout from which
+// on they are, their number in again[0]. Nearly equal is a matter of the layers up to a readout: its value does not
+// depend on the depths asked for beside it.
 __global__ void __launch_bounds__(THREADS, BLOCKS_AN_SM)
 ntk_vanilla(const float* images1, const float* images2, const double* scale1, const double* scale2, const whole* hash1,
             const whole* hash2, whole n1, whole n2, whole symmetric, whole channel_stages, whole layers,
@@ -375,14 +377,15 @@ ntk_vanilla(const float* images1, const float* images2, const double* scale1, co
     const bool leader = there && threadIdx.x % 32 % LANES == 0;
     const double scale = there ? scale1[i] * scale2[j] : 0.0;
     double* to = out + (there ? i * row + j : 0);
+    int near = 0, again_from = there && hash1[i] == hash2[j] ? 0 : (int)reads;
     const auto leave = [&](int h, const Tile& s, const Tile& t) {
         if (!read[h]) return;
         const double r = lane_sum<LANES>(tile_sum(t)), k = lane_sum<LANES>(tile_sum(s));
-        const whole slot = read[h] - 1;
+        const int so_far = lane_sum<LANES>(near), slot = read[h] - 1;
+        if (so_far * NEAR_ONE_SHARE > PIXELS && slot < again_from) again_from = slot;
         if (leader) to[slot * readout] = r * scale, to[(reads + slot) * readout] = k * scale;
     };
     Tile s = {}, t;
-    int near = 0;
     for (int stage = 0; stage < channel_stages; stage++, a += STAGE, b += STAGE) multiply_channels(s, a, b, TABLE);
     layer<true, true>(s, t, place, a, b, TABLE, near);
     leave(0, s, t);
@@ -392,8 +395,10 @@ ntk_vanilla(const float* images1, const float* images2, const double* scale1, co
         layer<false, true>(s, t, place, a, b, TABLE, near);
         leave(h, s, t);
     }
-    near = lane_sum<LANES>(near);
-    if (leader && (near * NEAR_ONE_SHARE > PIXELS || hash1[i] == hash2[j])) again[1 + atomicAdd(again, 1)] = (int)(i * n2 + j);
+    if (leader && again_from < reads) {
+        int* entry = again + 1 + 2 * atomicAdd(again, 1);
+        entry[0] = (int)(i * n2 + j), entry[1] = again_from;
+    }
 }
 
 // The zero offset in double, a block a pair. exact1, exact2 (n, channels + 2 layers, PIXELS): channels, then deviations and
@@ -410,7 +415,7 @@ ntk_zero_offset(const double* exact1, const double* exact2, const whole* hash1, 
     const whole count = again ? again[0] : pairs, floats = (channels + 2 * layers) * PIXELS;
     for (whole pair = blockIdx.x; pair < count; pair += gridDim.x) {
         whole i, j;
-        find_pair(again ? again[1 + pair] : first_pair + pair, n2, again ? 0 : symmetric, i, j);
+        find_pair(again ? again[1 + 2 * pair] : first_pair + pair, n2, again ? 0 : symmetric, i, j);
         const double *x = exact1 + i * floats, *y = exact2 + j * floats;
         __syncthreads();
         if (threadIdx.x == 0) differ = hash1[i] != hash2[j];
@@ -454,9 +459,9 @@ ntk_zero_offset(const double* exact1, const double* exact2, const whole* hash1, 
                 double sum = 0;
                 for (int w = 0; w < ZERO_OFFSET_THREADS / 32; w++) sum += sums[threadIdx.x][w];
                 const whole place = threadIdx.x * reads + slot - 1;
-                if (again)
+                if (again && slot > again[2 + 2 * pair])
                     out[place * readout + i * row + j] = sum * (scale1[i] * scale2[j]);
-                else
+                else if (!again)
                     partial[pair * (CHUNKS + 1) * 2 * reads + place] = sum;
             }
         }

@@ -208,7 +208,7 @@ def _vanilla(
     launch: Launch, layout: Layout, a: ImageTables, b: ImageTables, symmetric: bool, layers: int, out: _Output
 ) -> None:
     n1, n2 = len(a), len(b)
-    again = torch.empty(1 + n1 * n2, dtype=torch.int32, device=a.scale.device)
+    again = torch.empty(1 + 2 * n1 * n2, dtype=torch.int32, device=a.scale.device)
     again[0] = 0
     scales = a.scale.data_ptr(), b.scale.data_ptr()
     hashes = a.hash.data_ptr(), b.hash.data_ptr()
