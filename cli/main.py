@@ -90,9 +90,10 @@ def compute_gram(
     device: Device = "auto",
     shard: Annotated[
         str,
-        typer.Option(metavar="K/N", help="Compute every N-th missing tile from the K-th: one share a host."),
+        typer.Option(metavar="K/N", help="Compute the K-th of N shares of the tiles: one a host."),
     ] = "1/1",
     repair: Annotated[bool, typer.Option("--repair", help="First set aside tiles whose checksum fails.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Also what only draws already solved read.")] = False,
 ) -> None:
     """Compute the Gram matrices that the config's kernel columns need, tile by tile.
 
@@ -101,7 +102,7 @@ def compute_gram(
     share = _shard(shard)
     from exact_ntk.cli import stages
 
-    stages.begin(config, overrides, runs, RESULTS, device).compute_gram(share, repair)
+    stages.begin(config, overrides, runs, RESULTS, device).compute_gram(share, repair, every)
 
 
 @app.command()
@@ -155,7 +156,7 @@ def status(
     overrides: Overrides = None,
     runs: Runs = RUNS,
     device: Device = "auto",
-    verify: Annotated[bool, typer.Option(help="Read every finished tile and check its checksum.")] = True,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every finished tile and check its checksum.")] = False,
 ) -> None:
     """What is done, missing or damaged, and the time left. Exits with status 3 while anything is missing."""
     from exact_ntk.cli import stages
@@ -216,7 +217,9 @@ def main() -> None:
             sys.exit(1)
         if not isinstance(error, NtkError | OSError):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        from exact_ntk.cli.console import pasteable
+
+        print(pasteable(f"error: {error}"), file=sys.stderr)
         sys.exit(getattr(error, "exit_status", 1))
 
 

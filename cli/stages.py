@@ -1,5 +1,6 @@
 """What each command does: open the workspace, call the pipeline's stage, say what came of it."""
 
+import contextlib
 import logging
 import os
 import re
@@ -7,16 +8,24 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from exact_ntk.cli.console import pasteable, remember
 from exact_ntk.data import fetch
 from exact_ntk.device import resolve_device
-from exact_ntk.draws import OrderedImages, load_images
+from exact_ntk.draws import load_images
 from exact_ntk.errors import Incomplete
 from exact_ntk.files import require_writable, write_json
 from exact_ntk.workspace import Workspace, open_workspace
 
+if TYPE_CHECKING:
+    from exact_ntk.gram.fill import Filler
+    from exact_ntk.records import Results
+    from exact_ntk.table import Table
+
+RUNS, RESULTS = Path("runs"), Path("results")
 NICENESS = 10
 
 log = logging.getLogger("ntk")
@@ -27,6 +36,7 @@ def begin(
 ) -> "Session":
     """Check the config and the device; print the resolved config."""
     workspace = open_workspace(config, overrides or [], runs, results)
+    remember(config, overrides or [], None if runs == RUNS else runs, None if results == RESULTS else results)
     chosen = resolve_device(device)
     if chosen.type == "cpu":
         # Every core, but only what nobody else asks of it: a laptop stays usable for the hours of a Gram matrix.
@@ -38,20 +48,41 @@ def begin(
 
 @dataclass(frozen=True)
 class Session:
-    """A workspace on a device, and the stages a command can ask of it; images are loaded when first asked for."""
+    """A workspace on a device, and the stages a command can ask of it; its table is made when first asked for."""
 
     workspace: Workspace
     device: torch.device
 
     @cached_property
-    def images(self) -> OrderedImages:
-        return load_images(self.workspace.config)
+    def table(self) -> "Table":
+        from exact_ntk.table import Table
+
+        work = self.workspace
+        return Table(work.config, load_images(work.config), self.device, work.run)
+
+    @cached_property
+    def filler(self) -> "Filler":
+        from exact_ntk.gram.fill import Filler
+
+        table = self.table
+        if table.images.dropped:
+            log.info(f"{len(table.images.dropped)} exact duplicates among the training images were dropped")
+        self.workspace.run.mkdir(parents=True, exist_ok=True)
+        return Filler(table.images, table.shelf, self.device, self.workspace.config.gram.tile)
 
     def run(self) -> None:
-        """Every stage in order. Raises Incomplete, after the report, where a cell is still missing."""
+        """Every stage in order. Raises Incomplete, after the report, where a cell is still missing.
+
+        Kernel columns are computed, solved and reported one after another, small ones first.
+        """
         self.download()
-        self.compute_gram()
-        self.solve()
+        self.workspace.save_config()
+        for name in dict.fromkeys(cell.name for cell in self.table.kernel_cells):
+            self._fill(name)
+            # A table that is not fuller than the one there waits until it is; what stays missing is said at the end.
+            with contextlib.suppress(Incomplete):
+                self._solve(name)
+                self._report()
         self.train_cnn()
         missing = self.report()
         if missing:
@@ -61,43 +92,49 @@ class Session:
         """The data set."""
         log.info(fetch(self.workspace.config.data))
 
-    def compute_gram(self, shard: tuple[int, int] = (1, 1), repair: bool = False) -> None:
-        """The Gram stores."""
-        from exact_ntk.gram.fill import fill_stores
-        from exact_ntk.gram.plan import gram_jobs
+    def _fill(self, column: str) -> None:
+        requests = self.table.requests()
+        mine = [request for request in requests if request.column == column]
+        if mine:
+            self.filler.fill(requests, mine)
 
-        work, images = self.workspace, self.images
-        if images.dropped:
-            log.info(f"{len(images.dropped)} exact duplicates among the training images were dropped")
-        work.save_config()
-        fill_stores(work.config, images, work.run, self.device, shard, repair)
-        left = [job.missing(work.run)[0] for job in gram_jobs(work.config, images, self.device)]
-        if any(left):
-            log.info(f"shard {shard[0]}/{shard[1]} is done; {sum(left)} tiles are left to the others")
+    def compute_gram(self, shard: tuple[int, int] = (1, 1), repair: bool = False, every: bool = False) -> None:
+        """The Gram stores, small columns first. every: also what only solved draws read."""
+        self.workspace.save_config()
+        requests = self.table.requests(every or repair)
+        left = self.filler.fill(requests, shard=shard, repair=repair) if requests else 0
+        if not requests:
+            log.info("every kernel cell is solved: no Gram matrix is needed (`ntk compute-gram --all` fills them)")
+        elif left:
+            log.info(f"shard {shard[0]}/{shard[1]} is done; {left} tile files are left to the others")
 
     def solve(self) -> None:
-        """The kernel columns' cells."""
+        """The kernel columns' cells, as far as their Gram matrices are there. Raises Incomplete where some are not."""
+        self.workspace.save_config()
+        log.info(f"solve: {self._solve()} systems solved, the others were done")
+
+    def _solve(self, column: str | None = None) -> int:
         from exact_ntk.provenance import add_provenance
         from exact_ntk.regression.stage import solve_cells
 
-        work, start = self.workspace, time.perf_counter()
-        work.save_config()
-        solved = solve_cells(work.config, self.images, work.run, self.device)
+        table, start = self.table, time.perf_counter()
+        cells = [cell for cell in table.kernel_cells if column in (None, cell.name)]
+        solved = solve_cells(cells, self.device)
         if solved:
             seconds = round(time.perf_counter() - start, 2)
-            add_provenance(work.run, "solve", self.device, cells=solved, seconds=seconds)
-        log.info(f"solve: {solved} cells solved, the others were done")
+            add_provenance(self.workspace.run, "solve", self.device, systems=solved, seconds=seconds)
+        return solved
 
     def train_cnn(self, only: str | None = None, lr: float | None = None, seed: int | None = None) -> None:
         """The CNN columns' runs."""
         from exact_ntk.networks.stage import Only, train_cells
         from exact_ntk.provenance import add_provenance
 
-        work, start = self.workspace, time.perf_counter()
+        work, start, cells = self.workspace, time.perf_counter(), self.table.network_cells
         everything = (only, lr, seed) == (None, None, None)
-        chosen = Only() if everything else Only.parse(only, lr, seed, work.config)
+        chosen = Only() if everything else Only.parse(only, lr, seed, cells)
         work.save_config()
-        trained = train_cells(work.config, self.images, work.run, self.device, chosen)
+        trained = train_cells(cells, self.device, chosen)
         if trained:
             seconds = round(time.perf_counter() - start, 2)
             add_provenance(work.run, "train-cnn", self.device, runs=trained, seconds=seconds)
@@ -105,50 +142,46 @@ class Session:
 
     def report(self) -> int:
         """The table and everything around it; returns how many cells are missing."""
-        from exact_ntk.report.collect import collect, heat_map
         from exact_ntk.report.tables import text_table
+
+        results = self._report()
+        print(pasteable(text_table(results)))
+        files = "results.json, provenance.json, table.md, table.csv, report.html and figures"
+        log.info(f"wrote {self.workspace.results}/: {files}")
+        return len(results.missing)
+
+    def _report(self) -> "Results":
+        from exact_ntk.report.collect import collect
         from exact_ntk.report.write import write_report
 
-        work = self.workspace
-        on_disk = work.config, self.images, work.run, self.device
-        collected = collect(*on_disk)
-        write_report(collected, heat_map(*on_disk), work.yaml, work.results)
-        print(text_table(collected.results))
-        log.info(f"wrote {work.results}/: results.json, provenance.json, table.md, table.csv, report.html and figures")
-        return len(collected.results.missing)
+        work, collected = self.workspace, collect(self.table)
+        write_report(collected, work.yaml, work.results, work.report_lock)
+        return collected.results
 
     def status(self, verify: bool) -> None:
-        """Stores and cells, done and missing. Raises Incomplete where something is."""
-        from exact_ntk.gram.plan import stored_jobs
+        """Stores and cells, done and missing; verify: read every finished tile. Raises Incomplete where some are."""
         from exact_ntk.provenance import time_left
         from exact_ntk.report.collect import collect
 
-        work, images = self.workspace, self.images
-        missing = damaged = 0
-        for job in stored_jobs(work.config, images, work.run, self.device):
-            label = f"Gram {job.job.family} ({', '.join(job.columns)})"
-            store = job.open(work.run)
-            if store is None:
-                print(f"{label}: nothing computed yet")
-                missing += 1
-                continue
-            needed = job.tiles(store.shape)
-            left = store.missing(needed)
-            bad = store.damaged(needed - set(left)) if verify else []
-            missing, damaged = missing + len(left), damaged + len(bad)
-            pace = time_left(work.run, store.path.name, len(left))
+        table, damaged = self.table, 0
+        for state in table.shelf.states(table.requests(every=verify)):
+            bad = state.store.damaged(state.finished) if verify and state.store else []
+            damaged += len(bad)
+            pace = state.store and time_left(self.workspace.run, state.store.path.name, state.left)
             print(
-                f"{label}: {len(needed) - len(left)} of {len(needed)} tiles done"
-                + (f", {len(bad)} damaged (mend with `ntk compute-gram --repair`): {bad[:5]}" if bad else "")
-                + (f", about {pace} left" if left and pace else "")
+                pasteable(
+                    f"Gram {'/'.join(state.columns)}: "
+                    + (f"{state.done} of {state.needed} tiles done" if state.store else "nothing computed yet")
+                    + (f", {len(bad)} damaged (mend with `ntk compute-gram --repair`): {bad[:5]}" if bad else "")
+                    + (f", about {pace} left" if state.left and pace else "")
+                )
             )
-        found = collect(work.config, images, work.run, self.device).results
+        found = collect(table).results
         print(f"cells: {len(found.records)} done, {len(found.missing)} missing")
         for cell in found.missing:
-            print(f"  {cell.column} at depth {cell.depth}: {cell.needs}")
-        if missing or damaged or found.missing:
-            name = work.config.name
-            raise Incomplete(f"{name} is not finished: `ntk run {name}` goes on where it stopped")
+            print(pasteable(f"  {cell.column} at depth {cell.depth}: {cell.needs}"))
+        if damaged or found.missing:
+            raise Incomplete(f"{self.workspace.config.name} is not finished: `ntk run` goes on where it stopped")
 
 
 def measure_speed(results: Path, device: str, seconds: float) -> None:

@@ -94,7 +94,7 @@ def _cifar10(root: Path) -> dict[str, np.ndarray]:
     try:
         train, test = (CIFAR10(str(root), train=part) for part in (True, False))
     except (OSError, RuntimeError) as error:
-        raise DataError(f"no CIFAR-10 in {root.absolute()}, or it is damaged: run `ntk download cifar10`") from error
+        raise DataError(f"no CIFAR-10 in {root.absolute()}, or it is damaged: run `ntk download`") from error
     return {
         "x_train": train.data,
         "y_train": np.array(train.targets),

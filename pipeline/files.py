@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -68,6 +70,15 @@ def write_json(path: Path, value: Any) -> None:
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
     """`write_atomic` for a NumPy archive."""
     write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+
+
+def read_npz(path: Path, advice: str) -> dict[str, np.ndarray]:
+    """Every array of a NumPy archive. Raises StoreError, naming the file and ending with the advice."""
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return dict(saved)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise StoreError(f"cannot read {path}: {error}: {advice}") from error
 
 
 def read_json(path: Path) -> Any:

@@ -18,7 +18,7 @@ class Lock:
     handle: int
 
     def release(self, remove: bool = False) -> None:
-        """Let go. remove: the file goes too; whoever had it open must then find its work done."""
+        """Let go. remove: the file goes too, and whoever had it open takes a new one."""
         if remove:
             self.path.unlink(missing_ok=True)
         os.close(self.handle)
@@ -41,14 +41,24 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _lock(path: Path, kind: int) -> Lock | None:
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        except OSError as error:
+            raise NtkError(f"cannot write in {path.parent}: {error.strerror or error}") from error
+        try:
+            fcntl.flock(handle, kind)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        if _is_at(path, handle):
+            return Lock(path, handle)
+        os.close(handle)  # its last holder has removed it: another file may be there by now
+
+
+def _is_at(path: Path, handle: int) -> bool:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-    except OSError as error:
-        raise NtkError(f"cannot write in {path.parent}: {error.strerror or error}") from error
-    try:
-        fcntl.flock(handle, kind)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return Lock(path, handle)
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False

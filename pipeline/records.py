@@ -57,13 +57,16 @@ class EarlyStoppedCell(EarlyStopped):
 class DrawRecord(_Record):
     """Kernel regression on one draw.
 
-    residual: |K alpha - y| / |y|.  condition: estimate of the 2-norm condition number, None where it is not finite.
+    residual: |K alpha - y| / |y|.  largest_eigenvalue, smallest_eigenvalue: estimates for what was solved, ridge
+    included, in absolute value; condition: their ratio, None where it is not finite.
     indefinite: the order of the first leading minor that is not positive, or None.  overlaps: whether the draw shares
     training images with another.
     """
 
     accuracy: float
     residual: float
+    largest_eigenvalue: float
+    smallest_eigenvalue: float | None
     condition: float | None
     indefinite: int | None
     overlaps: bool
@@ -158,10 +161,15 @@ class NetworkRecord(_CellRecord):
 CellRecord = Annotated[KernelRecord | NetworkRecord, Field(discriminator="model")]
 
 
-class SolvedCell(_Record):
-    """What the solve stage keeps of a kernel cell; its predictions are beside it as npz."""
+class SolvedDraw(_Record):
+    """What the solve stage keeps of a draw of a kernel cell; its arrays are beside it as npz.
 
-    record: KernelRecord
+    backend, dtype: of the kernel values.  fields: all that the result depends on.
+    """
+
+    record: DrawRecord
+    backend: str
+    dtype: str
     provenance: dict[str, Any]
     fields: dict[str, Any]
 

@@ -8,17 +8,22 @@ import yaml
 
 from exact_ntk.config import Config
 from exact_ntk.errors import ConfigError
-from exact_ntk.files import fingerprint, write_text
+from exact_ntk.files import digest, fingerprint, write_text
 from exact_ntk.settings import load_config
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """A checked config with its two folders."""
+    """A checked config with its two folders; overrides that change it have results of their own."""
 
     config: Config
     run: Path
     results: Path
+
+    @property
+    def report_lock(self) -> Path:
+        """Held by the process that writes a report into `results`."""
+        return self.run / "locks" / f"report-{digest(str(self.results.absolute()))[:16]}"
 
     @property
     def yaml(self) -> str:
@@ -48,4 +53,7 @@ def open_workspace(config: str, overrides: list[str], runs: Path, results: Path)
     for option, root in (("--runs", runs), ("--results", results)):
         if root.exists() and not root.is_dir():
             raise ConfigError(f"{option} {root}: is a file, not a folder")
-    return Workspace(loaded, runs / loaded.name, results / loaded.name)
+    folder = results / loaded.name
+    if overrides and loaded != load_config(config):
+        folder = folder / "variants" / fingerprint(loaded.resolved())
+    return Workspace(loaded, runs / loaded.name, folder)

@@ -1,5 +1,13 @@
-"""A made-up table, as results.json would hold it, and the same with networks."""
+"""A made-up table, as results.json would hold it, and the same with networks; and real ones of small configs."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from exact_ntk.draws import load_images
+from exact_ntk.gram.fill import Filler
+from exact_ntk.gram.plan import Request
 from exact_ntk.records import (
     ColumnHead,
     DrawRecord,
@@ -11,10 +19,21 @@ from exact_ntk.records import (
     Results,
     RunRecord,
 )
+from exact_ntk.settings import load_config
+from exact_ntk.table import Table
 
 IMAGES = {"train": {"n": "all", "draws": 1}, "test": {"n": 5}, "train_first": None, "train_last": None}
 CELL = dict(standard_error=0.5, std=None, n_train=2000, n_test=100, test_from="test", fingerprint="0123456789abcdef")
-DRAW = DrawRecord(accuracy=70.0, residual=1e-12, condition=50.0, indefinite=None, overlaps=False, early_stopping=None)
+DRAW = DrawRecord(
+    accuracy=70.0,
+    residual=1e-12,
+    largest_eigenvalue=5.0,
+    smallest_eigenvalue=0.1,
+    condition=50.0,
+    indefinite=None,
+    overlaps=False,
+    early_stopping=None,
+)
 
 
 def kernel_record(column: str, depth: int, accuracy: float, **more) -> KernelRecord:
@@ -90,3 +109,16 @@ def replaced(results: Results, column: str, **changes) -> Results:
     """The same table with a column's records changed."""
     records = [r.model_copy(update=changes) if r.column == column else r for r in results.records]
     return results.model_copy(update={"records": records})
+
+
+def table_of(config_path: Path | str, folder: Path, *overrides: str, device: str = "cpu") -> Table:
+    """The table of a config with overrides, its run in `folder`."""
+    config = load_config(str(config_path), list(overrides))
+    folder.mkdir(parents=True, exist_ok=True)
+    return Table(config, load_images(config), torch.device(device), folder)
+
+
+def fill(table: Table, first: Sequence[Request] | None = None, every: bool = True, **options) -> int:
+    """Compute the table's Gram matrices, those of solved draws too; returns how many files are left to other shards."""
+    filler = Filler(table.images, table.shelf, table.device, table.config.gram.tile)
+    return filler.fill(table.requests(every), first, **options)

@@ -1,30 +1,29 @@
-"""Filling Gram stores: the missing tiles of a config, computed and written so that a kill loses only those begun."""
+"""Filling Gram stores: the missing tiles of what is asked for; a kill loses only those at work."""
 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from exact_ntk.config import Config
 from exact_ntk.draws import OrderedImages
+from exact_ntk.errors import StoreError
 from exact_ntk.gram import store
-from exact_ntk.gram.plan import DTYPES, GramJob, gram_jobs
-from exact_ntk.gram.store import GramStore, Shape, Tile, TileLock
-from exact_ntk.kernels import cntk_pass
+from exact_ntk.gram.plan import SECONDS_A_FILE, Fill, Request, Shelf, Source, elsewhere, plan_fills, shard_of
+from exact_ntk.gram.store import Array, Tile, TileLock, array_name, check_space, other_formats
+from exact_ntk.kernels import Pass, cntk_pass
 from exact_ntk.progress import progress
 from exact_ntk.provenance import add_provenance
 
-SECONDS_A_TILE = 30.0
-LARGEST_TILE_BYTES = 256 << 20
-SMALLEST_TILE = 16  # a file a tile: smaller ones cost more to handle than to lose
-FEWEST_TILES_A_SIDE = 4
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 WRITES_IN_FLIGHT = 2
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_RECORDS = 20.0
@@ -33,185 +32,233 @@ log = logging.getLogger("ntk")
 
 
 class TileComputer:
-    """A job's images on its device, and the kernel values of a tile of them."""
+    """Images on a device, and the kernel values of their blocks from one source."""
 
-    def __init__(self, job: GramJob, images: OrderedImages, device: torch.device):
-        self.job, self.device = job, device
+    def __init__(self, source: Source, images: OrderedImages, device: torch.device):
+        self.source, self.device = source, device
         self.x = images.x.to(device)
 
-    def block(self, rows: slice, columns: slice) -> torch.Tensor:
-        """(readouts, depths, rows, columns) in float64; a block on the diagonal is computed once and mirrored."""
-        other = None if rows == columns else self.x[columns]
-        return cntk_pass(self.x[rows], other, self.job.job, backend=self.job.backend, dtype=DTYPES[self.job.dtype])
+    def job(self, arrays: Sequence[Array]) -> Pass:
+        """One pass that holds every one of `arrays`."""
+        s, readouts, depths = self.source, {r for r, _ in arrays}, {d for _, d in arrays}
+        return Pass(s.family, tuple(sorted(depths)), tuple(sorted(readouts)), s.train_first, s.train_last)
 
-    def pairs_per_second(self) -> float:
+    def block(self, rows: slice, columns: slice, arrays: Sequence[Array]) -> torch.Tensor:
+        """(arrays, rows, columns) in float64 from one pass; a block on the diagonal is computed once and mirrored."""
+        job, other = self.job(arrays), None if rows == columns else self.x[columns]
+        values = cntk_pass(self.x[rows], other, job, backend=self.source.backend, dtype=DTYPES[self.source.dtype])
+        return torch.stack([values[job.readouts.index(r), job.depths.index(d)] for r, d in arrays])
+
+    def pairs_per_second(self, arrays: Sequence[Array]) -> float:
         """Measured on growing blocks until one takes long enough to tell; the better of two tries each."""
-        side, most = 1, len(self.x) // 2
-        self.block(slice(0, 1), slice(0, 1))
+        side, most = 1, max(1, len(self.x) // 2)
+        self._seconds(slice(0, 1), slice(0, 1), arrays)
         while True:
-            seconds = min(self._seconds(slice(0, side), slice(most, most + side)) for _ in range(2))
+            seconds = min(self._seconds(slice(0, side), slice(most, most + side), arrays) for _ in range(2))
             if seconds > 0.25 or 2 * side > most:
                 return side**2 / seconds
             side *= 2
 
-    def _seconds(self, rows: slice, columns: slice) -> float:
+    def _seconds(self, rows: slice, columns: slice, arrays: Sequence[Array]) -> float:
         start = time.perf_counter()
-        self.block(rows, columns).sum().item()
+        self.block(rows, columns, arrays).sum().item()
         return time.perf_counter() - start
 
 
-def tile_side(job: GramJob, rate: float) -> int:
-    """A side that takes about half a minute, fits the limit in bytes, and cuts the largest draw into several tiles.
+class Filler:
+    """Fills the stores of one table: measures each source once, and says what it is about to do."""
 
-    rate: pairs/s. A divisor of the smallest draw is preferred: its blocks then end where tiles end.
-    """
-    pixel_bytes = 8 * len(job.job.depths) * len(job.job.readouts)
-    side = max(SMALLEST_TILE, (rate * SECONDS_A_TILE) ** 0.5)
-    side = min(side, (LARGEST_TILE_BYTES / pixel_bytes) ** 0.5)
-    draws = sorted(len(columns) for _, columns in job.blocks)
-    side = max(1, int(min(side, -(-draws[-1] // FEWEST_TILES_A_SIDE))))
-    return next((s for s in range(side, side // 2, -1) if draws[0] % s == 0), side)
+    def __init__(self, images: OrderedImages, shelf: Shelf, device: torch.device, side: int | str):
+        self.images, self.shelf, self.device, self.side = images, shelf, device, side
+        self._rates: dict[tuple, float] = {}
+        self._computers: dict[tuple, TileComputer] = {}
+        self._said: set[str] = set()
 
+    def fill(
+        self,
+        requests: Sequence[Request],
+        first: Sequence[Request] | None = None,
+        shard: tuple[int, int] = (1, 1),
+        repair: bool = False,
+    ) -> int:
+        """Compute what `first` (by default everything) still lacks; returns how many files other shards have left.
 
-def fill_stores(
-    config: Config,
-    images: OrderedImages,
-    folder: Path,
-    device: torch.device,
-    shard: tuple[int, int] = (1, 1),
-    repair: bool = False,
-) -> None:
-    """Fill every store that the config's columns need.
+        requests: all that the table reads: a tile is computed once, for every request that reads it. shard: (k, n)
+        takes its share of all tiles. On one host any number of processes may run this at once. repair: first set aside
+        the tiles whose checksum fails. What was done is added to the provenance, also when an error ends it early.
+        """
+        wanted = list(requests if first is None else first)
+        if repair:
+            self._discard_damaged(requests)
+        fills = plan_fills(requests, self.shelf, lambda source: self._rate(source, requests), self.side)
+        mine = [(fill, self._share(fill, wanted, shard)) for fill in fills]
+        check_space(
+            self.shelf.folder,
+            sum(len(fill.work[tile]) * fill.store.shape.chunk_bytes for fill, tiles in mine for tile in tiles),
+            sum(len(fill.work[tile]) for fill, tiles in mine for tile in tiles),
+        )
+        for fill, tiles in mine:
+            self._say(fill, tiles, requests)
+            if tiles:
+                for array in fill.needed:
+                    fill.store.add(array)
+                _Filling(fill, tiles, self._computer(fill.source), self.shelf).run()
+        return sum(fill.files - sum(len(fill.work[t]) for t in tiles) for fill, tiles in mine if first is None)
 
-    shard: (k, n) takes every n-th of the tiles needed from the k-th on, for hosts that share a folder. On one host any
-    number of processes may run this at once. repair: first set aside the tiles whose checksum fails. What was done is
-    added to the provenance, also when an error ends the work early.
-    """
-    work = [
-        _prepare(job, config.gram.tile, images, folder, device, shard, repair)
-        for job in gram_jobs(config, images, device)
-    ]
-    if work:
-        store.check_space(folder, sum(len(mine) * gram.shape.tile_bytes for gram, _, mine in work))
-    for gram, computer, mine in work:
+    def _share(self, fill: Fill, wanted: Sequence[Request], shard: tuple[int, int]) -> list[Tile]:
+        reads = set().union(*(r.tiles(fill.store.shape) for r in wanted if r.array in fill.needed), set())
+        return [tile for tile in fill.work if tile in reads and shard_of(tile, shard[1]) == shard[0]]
+
+    def _computer(self, source: Source) -> TileComputer:
+        key = (source.family, source.train_first, source.train_last, source.backend, source.dtype)
+        if key not in self._computers:
+            self._computers[key] = TileComputer(source, self.images, self.device)
+        return self._computers[key]
+
+    def _rate(self, source: Source, requests: Sequence[Request]) -> float:
+        """Pairs/s of a source, over every array that some request wants of it first."""
+        arrays = sorted({r.array for r in requests if r.sources[0].fields == source.fields})
+        key = (source.family, source.train_first, source.train_last, source.backend, source.dtype, *arrays)
+        if key not in self._rates:
+            self._rates[key] = self._computer(source).pairs_per_second(arrays)
+        return self._rates[key]
+
+    def _discard_damaged(self, requests: Sequence[Request]) -> None:
+        for fill in plan_fills(requests, self.shelf, lambda source: self._rate(source, requests), self.side):
+            there = {array: tiles & fill.store.finished(array) for array, tiles in fill.needed.items()}
+            for array, tile in fill.store.damaged(there):
+                name = f"{fill.store.path.name}: tile {tile} of {array_name(array)}"
+                log.warning(f"{name} is damaged: set aside, to be computed anew")
+                fill.store.discard(array, tile)
+
+    def _say(self, fill: Fill, mine: Sequence[Tile], requests: Sequence[Request]) -> None:
+        """One line a store, and once which other stores there are."""
+        shape, source = fill.store.shape, fill.source
+        tiles = set().union(*fill.needed.values())
+        line = (
+            f"{'/'.join(fill.columns)}: {fill.store.path.name}, {source.backend} {source.dtype}, {len(tiles)} tiles of "
+            f"{shape.side} x {shape.side} images, {len(tiles) - len(fill.work)} done"
+        )
         if mine:
-            _fill(gram, computer, mine, folder)
+            pairs, files = sum(shape.pairs(t) for t in mine), sum(len(fill.work[t]) for t in mine)
+            rate = self._rate(source, requests)
+            seconds = timedelta(seconds=max(1, round(pairs / rate + files * SECONDS_A_FILE)))
+            line += f"; {pairs:,} pairs and {files:,} files left, about {seconds} at {rate:.3g} pairs/s"
+        if line not in self._said:
+            self._said.add(line)
+            log.info(line)
+        if mine and not any(fill.store.finished(array) for array in fill.needed):
+            self._say_where_else(fill)
 
-
-def _prepare(
-    job: GramJob,
-    tile: int | str,
-    images: OrderedImages,
-    folder: Path,
-    device: torch.device,
-    shard: tuple[int, int],
-    repair: bool,
-) -> tuple[GramStore, TileComputer, list[Tile]]:
-    """The job's store, made if it is not there, and this process's missing tiles; says how long they take."""
-    gram, computer = job.open(folder), TileComputer(job, images, device)
-    rate = None
-    if gram is None:
-        rate = computer.pairs_per_second()
-        _say_where_else(job, folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        side = tile_side(job, rate) if isinstance(tile, str) else tile
-        gram = store.create(job.path(folder), job.fields, side, images.image_index)
-    needed = job.tiles(gram.shape)
-    if repair:
-        for bad in gram.damaged(needed - set(gram.missing(needed))):
-            log.warning("%s: tile %s is damaged: set aside, to be computed anew", gram.path.name, bad)
-            gram.discard(bad)
-    missing = gram.missing(needed)
-    # A share of all tiles, not of those missing now: hosts that start at different times agree on it.
-    mine = sorted(set(missing) & set(sorted(needed)[shard[0] - 1 :: shard[1]]))
-    line = (
-        f"{'/'.join(job.columns)}: {gram.path.name}, {job.backend} {job.dtype}, {len(needed)} tiles of "
-        f"{gram.shape.tile} x {gram.shape.tile} images, {len(needed) - len(missing)} done"
-    )
-    if mine:
-        pairs = sum(_pairs(gram.shape, t) for t in mine)
-        rate = rate or computer.pairs_per_second()
-        seconds = timedelta(seconds=max(1, round(pairs / rate)))
-        line += f"; {pairs:,} pairs left, about {seconds} at {rate:.3g} pairs/s"
-    log.info("%s", line)
-    return gram, computer, mine
-
-
-def _say_where_else(job: GramJob, folder: Path) -> None:
-    """Name the stores of earlier settings, which stay as they are."""
-    others = [p for p in sorted(folder.glob("gram-*")) if p != job.path(folder)]
-    for other in others:
-        try:
-            found = store.open(other).fields
-        except Exception:
-            continue
-        if found["family"] == job.job.family:
-            changed = [k for k in job.fields if found.get(k) != job.fields[k]]
-            log.info(
-                "a new store: %s was computed with another %s and is left as it is", other.name, ", ".join(changed)
+    def _say_where_else(self, fill: Fill) -> None:
+        """Name the stores of earlier settings, which stay as they are, and runs of other names with the same tiles."""
+        for other in other_formats(self.shelf.folder):
+            self._once(f"{other.name} is of an earlier format and is left as it is: nothing reads it")
+        for path in sorted(self.shelf.folder.glob("gram-*-*")):
+            found = _fields(path)
+            if found and found["family"] == fill.source.family and found != fill.store.fields:
+                changed = [k for k, v in fill.store.fields.items() if found.get(k) != v]
+                self._once(f"a new store: {path.name} was computed with another {', '.join(changed)}: left as it is")
+        for run in elsewhere(self.shelf.folder, fill.source):
+            self._once(
+                f"{run} holds Gram matrices of the same images: move its gram-* folders into {self.shelf.folder} to go "
+                "on with them"
             )
 
+    def _once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            log.info(line)
 
-def _pairs(shape: Shape, tile: Tile) -> int:
-    rows, columns = shape.bounds(tile)
-    r, c = rows.stop - rows.start, columns.stop - columns.start
-    return r * (r + 1) // 2 if rows == columns else r * c
+
+def _fields(path: Path) -> dict[str, Any] | None:
+    """The fields of a store, or None where it is not one."""
+    try:
+        return store.open(path).fields
+    except StoreError:
+        return None
 
 
-def _fill(gram: GramStore, computer: TileComputer, tiles: list[Tile], folder: Path) -> None:
-    """Compute and write `tiles`; writing overlaps computing, and tiles that other processes hold come last."""
-    shape, job = gram.shape, computer.job.job
-    height, width = computer.x.shape[2:]
-    total = sum(_pairs(shape, t) for t in tiles)
-    with progress(f"Gram {job.family}", total, "pair") as bar, ThreadPoolExecutor(1) as pool:
-        start, computed = time.perf_counter(), 0
-        pending: deque[tuple[TileLock, Future]] = deque()
-        tally = _Tally(gram.path.name, computer, folder)
-        try:
-            for tile, lock in _claim(gram, tiles, bar):
-                values = _start_copy(computer.block(*shape.bounds(tile)))
-                pending.append((lock, pool.submit(_write, gram, tile, values)))
-                if len(pending) >= WRITES_IN_FLIGHT:
-                    _finish(*pending.popleft())
-                    tally.add()
-                computed += _pairs(shape, tile)
-                rate = job.entry_layers(computed, height, width) / (time.perf_counter() - start)
-                bar.set_postfix_str(f"{rate:.2g} entry-layers/s", refresh=False)
-                bar.update(_pairs(shape, tile))
-        finally:
+class _Filling:
+    """Computes and writes the tiles of one store; writing overlaps computing, tiles that others hold come last."""
+
+    def __init__(self, fill: Fill, tiles: Sequence[Tile], computer: TileComputer, shelf: Shelf):
+        self.fill, self.tiles, self.computer, self.shelf = fill, tiles, computer, shelf
+        self.since, self.finished = time.perf_counter(), 0
+
+    @cached_property
+    def bar(self) -> tqdm:
+        total = sum(self.fill.store.shape.pairs(tile) for tile in self.tiles)
+        return progress(f"Gram {'/'.join(self.fill.columns)}", total, "pair")
+
+    def run(self) -> None:
+        """Fill, and record what was done every so often, so that a kill loses little of the record."""
+        shape, (height, width) = self.fill.store.shape, self.computer.x.shape[2:]
+        with self.bar, ThreadPoolExecutor(1) as pool:
+            start, work = time.perf_counter(), 0
+            pending: deque[tuple[TileLock, Future]] = deque()
             try:
-                while pending:
-                    _finish(*pending.popleft())
-                    tally.add()
+                for tile, arrays, lock in self._claim():
+                    values = _start_copy(self.computer.block(*shape.bounds(tile), arrays))
+                    pending.append((lock, pool.submit(self._write, tile, arrays, values)))
+                    if len(pending) >= WRITES_IN_FLIGHT:
+                        self._finish(*pending.popleft())
+                    work += self.computer.job(arrays).entry_layers(shape.pairs(tile), height, width)
+                    rate = work / (time.perf_counter() - start)
+                    self.bar.set_postfix_str(f"{rate:.2g} entry-layers/s", refresh=False)
+                    self.bar.update(shape.pairs(tile))
             finally:
-                tally.close()
+                try:
+                    while pending:
+                        self._finish(*pending.popleft())
+                finally:
+                    self._record()
 
+    def _claim(self) -> Iterator[tuple[Tile, list[Array], TileLock]]:
+        """Yield (tile, its missing arrays, its lock) until none is left; the receiver releases the lock."""
+        gram, left = self.fill.store, list(self.tiles)
+        while left:
+            busy = []
+            for tile in left:
+                lock = gram.claim(tile)
+                if lock is None:
+                    busy.append(tile)
+                    continue
+                missing = [array for array in self.fill.work[tile] if not gram.has(array, tile)]
+                if missing:
+                    yield tile, missing, lock
+                else:
+                    lock.release()
+                    self.bar.update(gram.shape.pairs(tile))
+            left = busy
+            if left:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
 
-class _Tally:
-    """Counts finished tiles and records them every so often, so that a kill loses little of what was done."""
+    def _write(self, tile: Tile, arrays: Sequence[Array], values: Callable[[], np.ndarray]) -> None:
+        self.fill.store.write(tile, dict(zip(arrays, values(), strict=True)))
 
-    def __init__(self, name: str, computer: TileComputer, folder: Path):
-        self.name, self.computer, self.folder = name, computer, folder
-        self.since, self.tiles = time.perf_counter(), 0
-
-    def add(self) -> None:
-        self.tiles += 1
+    def _finish(self, lock: TileLock, written: Future) -> None:
+        try:
+            written.result()
+        finally:
+            lock.release()
+        self.finished += 1
         if time.perf_counter() - self.since > SECONDS_BETWEEN_RECORDS:
-            self.close()
+            self._record()
 
-    def close(self) -> None:
-        """Record what has been finished since the last record."""
+    def _record(self) -> None:
+        """Add what has been finished since the last record to the provenance."""
         now = time.perf_counter()
-        if self.tiles:
+        if self.finished:
             add_provenance(
-                self.folder,
-                self.name,
+                self.shelf.folder,
+                self.fill.store.path.name,
                 self.computer.device,
-                columns=list(self.computer.job.columns),
-                tiles_computed=self.tiles,
+                columns=list(self.fill.columns),
+                tiles_computed=self.finished,
                 seconds=round(now - self.since, 2),
             )
-        self.since, self.tiles = now, 0
+        self.since, self.finished = now, 0
 
 
 def _start_copy(values: torch.Tensor) -> Callable[[], np.ndarray]:
@@ -231,36 +278,3 @@ def _start_copy(values: torch.Tensor) -> Callable[[], np.ndarray]:
         return host.numpy()
 
     return wait
-
-
-def _write(gram: GramStore, tile: Tile, values: Callable[[], np.ndarray]) -> None:
-    gram.write(tile, values())
-
-
-def _finish(lock: TileLock, written: Future) -> None:
-    try:
-        written.result()
-    finally:
-        lock.release()
-
-
-def _claim(gram: GramStore, tiles: list[Tile], bar: Any) -> Iterator[tuple[Tile, TileLock]]:
-    """Yield (tile, its lock) for tiles still missing; the receiver releases the lock."""
-    left = list(tiles)
-    while left:
-        busy = []
-        for tile in left:
-            if gram.has(tile):
-                bar.update(_pairs(gram.shape, tile))
-                continue
-            lock = gram.claim(tile)
-            if lock is None:
-                busy.append(tile)
-            elif gram.has(tile):
-                lock.release()
-                bar.update(_pairs(gram.shape, tile))
-            else:
-                yield tile, lock
-        left = busy
-        if left:
-            time.sleep(SECONDS_BETWEEN_LOOKS)

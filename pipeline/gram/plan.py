@@ -1,131 +1,313 @@
-"""Which Gram stores a config needs, which of their tiles, and where they lie."""
+"""Which kernel values are asked for, which stores may hold them, and which tiles are still to compute."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from exact_ntk.config import Config, Gram, KernelColumn
-from exact_ntk.draws import OrderedImages, draw
-from exact_ntk.errors import ConfigError, Incomplete
-from exact_ntk.gram import store
-from exact_ntk.gram.store import GramStore, Shape, Tile
-from exact_ntk.kernels import KERNEL_VERSION, RESOLVED_BACKENDS, Pass, resolve_backend
+from exact_ntk.config import Gram, KernelColumn
+from exact_ntk.draws import OrderedImages
+from exact_ntk.errors import Incomplete
+from exact_ntk.files import fingerprint
+from exact_ntk.gram import store as stores
+from exact_ntk.gram.store import Array, GramStore, Shape, Tile
+from exact_ntk.kernels import KERNEL_VERSION, RESOLVED_BACKENDS
+from exact_ntk.kernels.passes import TRAINED_BY_DEFAULT
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+SECONDS_A_TILE = 30.0
+SECONDS_A_FILE = 0.002
+LARGEST_TILE_BYTES = 256 << 20
+SMALLEST_TILE = 16  # smaller ones cost more to handle than to lose
+FEWEST_TILES_ACROSS = 4
+MOST_FILES = 20_000
+# A store in tiles of another side is gone on with unless it takes this many times, and this many seconds more.
+UNFIT, UNFIT_SECONDS = 4.0, 60.0
+STORED = "float64"
+
+Block = tuple[np.ndarray, np.ndarray]  # rows and columns, as positions
 
 
 @dataclass(frozen=True)
-class GramJob:
-    """One store to fill: a pass of the recursion, where its values come from, and the blocks that columns read."""
+class Source:
+    """Where kernel values may come from: a readout family with its trained ends, a resolved backend, an arithmetic."""
 
-    job: Pass
+    family: str
+    train_first: bool
+    train_last: bool
     backend: str
     dtype: str
-    fields: dict[str, Any]
-    blocks: tuple[tuple[np.ndarray, np.ndarray], ...]
-    columns: tuple[str, ...]
+    images: dict[str, Any]
 
-    def path(self, folder: Path) -> Path:
-        """Where its store lies in a run's folder."""
-        return store.store_path(folder, self.fields)
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the values of an NNGP kernel depend on: all but the trained ends."""
+        return {
+            **self.images,
+            "family": self.family,
+            "backend": self.backend,
+            "dtype": self.dtype,
+            "stored": STORED,
+            "kernel_version": KERNEL_VERSION,
+        }
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What names a store of it."""
+        return {**self.values, "train_first": self.train_first, "train_last": self.train_last}
+
+
+def sources_of(
+    column: KernelColumn, gram: Gram, images: OrderedImages, backend: str, first_ends: tuple[bool, bool]
+) -> tuple[Source, ...]:
+    """Every source that can serve a column, the one that this machine would compute first.
+
+    backend: as resolved here; those of other machines serve where `gram.backend` admits them. A float64 pass serves
+    where float32 is asked for. first_ends: the trained ends of the pass that an NNGP column rides along with.
+    """
+    family = column.readout
+    if column.model == "cntk":
+        ends = [(column.trains_first, column.trains_last)]
+    else:
+        default = TRAINED_BY_DEFAULT[family]
+        every = [(a, b) for a in (False, True) for b in (False, True)]
+        ends = list(dict.fromkeys([first_ends, (default, default), *every]))
+    backends = [backend, *(b for b in RESOLVED_BACKENDS if gram.backend in ("auto", b.split("-")[0]))]
+    dtypes = ["float32", "float64"] if gram.dtype == "float32" else [gram.dtype]
+    return tuple(
+        Source(family, first, last, name, dtype, images.fields)
+        for dtype in dtypes
+        for name in dict.fromkeys(backends)
+        for first, last in ends
+        # The fused kernels compute in float32 only.
+        if not (dtype == "float64" and name.startswith("fused"))
+    )
+
+
+@dataclass(frozen=True)
+class Request:
+    """Blocks of one array that a column reads, from a store of any of `sources`, in order of preference."""
+
+    column: str
+    array: Array
+    sources: tuple[Source, ...]
+    blocks: tuple[Block, ...]
 
     def tiles(self, shape: Shape) -> set[Tile]:
         """The tiles that hold the blocks."""
         return set().union(*(shape.covering(rows, columns) for rows, columns in self.blocks))
 
-    def open(self, folder: Path) -> GramStore | None:
-        """Its store, or None where nothing has been computed. Raises StoreError where it is not what it says."""
-        path = self.path(folder)
-        return store.open(path, self.fields) if path.exists() else None
 
-    def missing(self, folder: Path) -> tuple[int, int]:
-        """(missing, needed) tiles; needed is 0 while there is no store, for then no tile size is chosen."""
-        gram = self.open(folder)
-        if gram is None:
-            return 0, 0
-        needed = self.tiles(gram.shape)
-        return len(gram.missing(needed)), len(needed)
+class Shelf:
+    """The Gram stores of a run's folder, for one order of images."""
 
-    def require(self, folder: Path) -> GramStore:
-        """Its store with every tile in place. Raises Incomplete otherwise."""
-        gram = self.open(folder)
-        if gram is None:
-            raise Incomplete(f"{'/'.join(self.columns)}: no Gram matrix yet: run `ntk compute-gram` first")
-        needed = self.tiles(gram.shape)
-        missing = gram.missing(needed)
-        if missing:
-            raise Incomplete(
-                f"{gram.path}: {len(missing)} of {len(needed)} tiles are missing: run `ntk compute-gram` to finish them"
-            )
-        return gram
+    def __init__(self, folder: Path, image_index: np.ndarray):
+        self.folder, self.image_index = folder, image_index
+        self._opened: dict[Path, GramStore] = {}
 
+    def stores(self, source: Source) -> list[GramStore]:
+        """The stores of a source, the largest side first."""
+        found = stores.sides_in(self.folder, source.fields)
+        return [self.store(source, side) for side in found]
 
-def gram_jobs(config: Config, images: OrderedImages, device: torch.device) -> list[GramJob]:
-    """One job for each readout family and choice of trained ends among the kernel columns.
+    def store(self, source: Source, side: int) -> GramStore:
+        """The store of a source in tiles of a side, made if it is not there."""
+        path = stores.store_path(self.folder, source.fields, side)
+        if path not in self._opened:
+            self._opened[path] = stores.make(self.folder, source.fields, side, self.image_index)
+        return self._opened[path]
 
-    Raises ConfigError where the backend asked for cannot run.
-    """
-    kernels = [(n, c) for n, c in zip(config.column_names, config.columns, strict=True) if isinstance(c, KernelColumn)]
-    ends = {
-        (c.readout, c.trains_first, c.trains_last): None
-        for _, c in sorted(kernels, key=lambda item: item[1].model != "cntk")
-    }
-    grouped: dict[tuple, list[tuple[str, KernelColumn]]] = {key: [] for key in ends}
-    for name, c in kernels:
-        # An NNGP kernel does not depend on the trained ends: it rides along with the first pass of its family.
-        key = next(
-            k for k in grouped if k[0] == c.readout and (c.model == "nngp" or k[1:] == (c.trains_first, c.trains_last))
+    def complete(self, request: Request) -> tuple[Source, GramStore] | None:
+        """The first source with a store that holds every block of a request, or None."""
+        for source in request.sources:
+            for store in self.stores(source):
+                if store.complete([request.array], request.tiles(store.shape)):
+                    return source, store
+        return None
+
+    def states(self, requests: Sequence[Request]) -> list["State"]:
+        """How far each store is for the requests; those without one together. Makes nothing."""
+        found: dict[Path | None, State] = {}
+        for request in requests:
+            complete = self.complete(request)
+            begun = [store for source in request.sources for store in self.stores(source)]
+            store = complete[1] if complete else begun[0] if begun else None
+            state = found.setdefault(store.path if store else None, State(store))
+            state.columns += [request.column] if request.column not in state.columns else []
+            if store:
+                tiles, there = request.tiles(store.shape), store.finished(request.array)
+                state.finished.setdefault(request.array, set()).update(tiles & there)
+                state.missing.setdefault(request.array, set()).update(tiles - there)
+        return list(found.values())
+
+    def require(self, request: Request) -> tuple[Source, GramStore]:
+        """As `complete`. Raises Incomplete, with how much is missing, where there is none."""
+        found = self.complete(request)
+        if found:
+            return found
+        begun = [store for source in request.sources for store in self.stores(source)]
+        readout, depth = request.array
+        if not begun:
+            raise Incomplete(f"{request.column} at depth {depth}: no Gram matrix yet: run `ntk compute-gram` first")
+        store = begun[0]
+        needed = request.tiles(store.shape)
+        missing = needed - store.finished(request.array)
+        raise Incomplete(
+            f"{request.column} at depth {depth}: {len(missing)} of {len(needed)} tiles of {readout} are missing in "
+            f"{store.path}: run `ntk compute-gram` to finish them"
         )
-        grouped[key].append((name, c))
-    return [_job(config.gram, images, device, key, members) for key, members in grouped.items() if members]
 
 
-def _job(
-    gram: Gram,
-    images: OrderedImages,
-    device: torch.device,
-    ends: tuple[str, bool, bool],
-    members: list[tuple[str, KernelColumn]],
-) -> GramJob:
-    family, first, last = ends
-    depths = tuple(sorted({depth for _, c in members for depth in c.depths}))
-    job = Pass(family, depths, tuple(sorted({c.kernel for _, c in members})), first, last)
-    height, width = images.x.shape[2:]
-    try:
-        backend = resolve_backend(gram.backend, device, DTYPES[gram.dtype], height, width)
-    except ValueError as error:
-        raise ConfigError(f"gram.backend: {error}") from error
-    fields = {
-        **images.fields,
-        "family": family,
-        "readouts": list(job.readouts),
-        "depths": list(depths),
-        "train_first": first,
-        "train_last": last,
-        "backend": backend,
-        "dtype": gram.dtype,
-        "kernel_version": KERNEL_VERSION,
-    }
-    blocks = []
-    for name, column in members:
-        for k in range(column.train.draws):
-            d = draw(images, column, name, k)
-            blocks += [(d.train, d.train), (d.test, d.train)]
-    return GramJob(job, backend, gram.dtype, fields, tuple(blocks), tuple(name for name, _ in members))
+@dataclass
+class State:
+    """How far one store is for the requests it is to serve, or that there is none for them yet."""
+
+    store: GramStore | None
+    columns: list[str] = field(default_factory=list)
+    finished: dict[Array, set[Tile]] = field(default_factory=dict)
+    missing: dict[Array, set[Tile]] = field(default_factory=dict)
+
+    @property
+    def left(self) -> int:
+        """Tiles that some array lacks."""
+        return len(set().union(*self.missing.values())) if self.missing else 0
+
+    @property
+    def needed(self) -> int:
+        """Tiles that some request reads."""
+        return len(set().union(*self.finished.values(), *self.missing.values())) if self.finished else 0
+
+    @property
+    def done(self) -> int:
+        """Tiles that no array lacks."""
+        return self.needed - self.left
 
 
-def stored_jobs(config: Config, images: OrderedImages, folder: Path, device: torch.device) -> list[GramJob]:
-    """The jobs of `gram_jobs`; one whose store is not there gives way to the store that another device has computed."""
-    return [_where_stored(job, config.gram.backend, folder) for job in gram_jobs(config, images, device)]
+@dataclass
+class Fill:
+    """One store's work: for each tile the arrays that lack it, in the order in which columns want them.
+
+    needed: every (array, tile) that the requests read.  columns: whose they are.
+    """
+
+    source: Source
+    store: GramStore
+    work: dict[Tile, list[Array]] = field(default_factory=dict)
+    needed: dict[Array, set[Tile]] = field(default_factory=dict)
+    columns: list[str] = field(default_factory=list)
+
+    def add(self, request: Request) -> None:
+        """Take a request in: its tiles, and of each only what is not there."""
+        tiles = request.tiles(self.store.shape)
+        self.needed.setdefault(request.array, set()).update(tiles)
+        self.columns += [request.column] if request.column not in self.columns else []
+        for tile in sorted(tiles - self.store.finished(request.array)):
+            arrays = self.work.setdefault(tile, [])
+            if request.array not in arrays:
+                arrays.append(request.array)
+
+    @property
+    def files(self) -> int:
+        """Chunks still to write."""
+        return sum(map(len, self.work.values()))
 
 
-def _where_stored(job: GramJob, asked: str, folder: Path) -> GramJob:
-    others = [
-        replace(job, backend=backend, fields={**job.fields, "backend": backend})
-        for backend in RESOLVED_BACKENDS
-        if asked in ("auto", backend.split("-")[0])
-    ]
-    return next((found for found in [job, *others] if found.path(folder).exists()), job)
+def plan_fills(
+    requests: Sequence[Request], shelf: Shelf, rate: Callable[[Source], float], side: int | str = "auto"
+) -> list[Fill]:
+    """What to compute so that every request has a store that holds it, one `Fill` a store.
+
+    A request that some store holds already is in a Fill without work. rate: measures a source's pairs/s, called only
+    where something is missing. side: of new stores' tiles, "auto" by work and by files.
+    """
+    fills: dict[Path, Fill] = {}
+    open_requests: dict[str, list[Request]] = {}
+    for request in requests:
+        found = shelf.complete(request)
+        if found:
+            fills.setdefault(found[1].path, Fill(*found)).add(request)
+        else:
+            open_requests.setdefault(fingerprint(request.sources[0].fields), []).append(request)
+    for group in open_requests.values():
+        source = group[0].sources[0]
+        store = shelf.store(source, _side(group, shelf.stores(source), rate, side))
+        fill = fills.setdefault(store.path, Fill(source, store))
+        for request in group:
+            fill.add(request)
+    return list(fills.values())
+
+
+def _side(
+    group: Sequence[Request], begun: Sequence[GramStore], rate: Callable[[Source], float], asked: int | str
+) -> int:
+    """The side of the tiles to compute a group of requests in: that of a store begun for them where it is fit."""
+    if isinstance(asked, int):
+        return asked
+    pace = rate(group[0].sources[0])
+    images = group[0].sources[0].images
+    best = tile_side(group, images, pace)
+    most = UNFIT * _seconds(group, images, best, pace) + UNFIT_SECONDS
+    fit = (
+        store.shape.side
+        for store in begun
+        if _files(group, images, store.shape.side) <= max(MOST_FILES, _files(group, images, best))
+        and _seconds(group, images, store.shape.side, pace) <= most
+    )
+    return next(fit, best)
+
+
+def tile_side(group: Sequence[Request], images: dict[str, Any], pace: float) -> int:
+    """Half a minute of work, at most 256 MB, several across the images in use, and at most 20,000 files in all.
+
+    pace: pairs/s. A divisor of the smallest draw is preferred: its blocks then end where tiles end.
+    """
+    arrays = len({request.array for request in group})
+    used = len(np.unique(np.concatenate([columns for request in group for _, columns in request.blocks])))
+    largest = int((LARGEST_TILE_BYTES / (8 * arrays)) ** 0.5)
+    side = max(SMALLEST_TILE, (pace * SECONDS_A_TILE) ** 0.5)
+    side = max(1, int(min(side, largest, -(-used // FEWEST_TILES_ACROSS))))
+    # No side makes fewer files than its tiles have room for: the search starts where that alone allows enough.
+    asked = sum(len(rows) * len(columns) for request in group for rows, columns in request.blocks)
+    side = max(side, min(largest, int((asked / 2 / MOST_FILES) ** 0.5)))
+    while side < largest and _files(group, images, side) > MOST_FILES:
+        side = int(side * 1.1) + 1
+    smallest = min(len(columns) for request in group for _, columns in request.blocks)
+    whole = [s for s in range(side, side // 2, -1) if smallest % s == 0]
+    return next((s for s in whole if s == side or _files(group, images, s) <= MOST_FILES), side)
+
+
+def _grids(group: Iterable[Request], images: dict[str, Any], side: int) -> dict[Array, np.ndarray]:
+    """For each array which tiles are read: (tiles down, tiles across) booleans."""
+    rows, columns = (-(-n // side) for n in (images["train_images"] + images["test_images"], images["train_images"]))
+    found: dict[Array, np.ndarray] = {}
+    for request in group:
+        grid = found.setdefault(request.array, np.zeros((rows, columns), bool))
+        for r, c in request.blocks:
+            i, j = np.unique(r // side)[:, None], np.unique(c // side)
+            grid[np.maximum(i, j), np.minimum(i, j)] = True
+    return found
+
+
+def _files(group: Iterable[Request], images: dict[str, Any], side: int) -> int:
+    return sum(int(grid.sum()) for grid in _grids(group, images, side).values())
+
+
+def _seconds(group: Iterable[Request], images: dict[str, Any], side: int, pace: float) -> float:
+    grids = list(_grids(group, images, side).values())
+    read = np.logical_or.reduce(grids)
+    diagonal = int(np.diagonal(read).sum())
+    pairs = (int(read.sum()) - diagonal / 2) * side**2
+    return pairs / pace + SECONDS_A_FILE * sum(int(grid.sum()) for grid in grids)
+
+
+def shard_of(tile: Tile, shards: int) -> int:
+    """The shard, from 1 on, that computes a tile: by its indices alone, so that hosts of any needs agree on it."""
+    i, j = tile
+    return (i * (i + 1) // 2 + j) % shards + 1
+
+
+def elsewhere(folder: Path, source: Source) -> list[Path]:
+    """Runs of other names that hold stores of the same source."""
+    name = f"gram-{fingerprint(source.fields)}-*"
+    return sorted({path.parent for path in folder.parent.glob(f"*/{name}") if path.parent != folder})

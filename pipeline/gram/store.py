@@ -1,15 +1,17 @@
-"""The Gram store: a zarr group of tiles on disk that any number of processes may fill, and that is itself the queue.
+"""The Gram store: a zarr group on disk that any number of processes may fill, and that is itself the queue.
 
-A tile that is there is finished; a missing one is work left. Each tile holds one chunk of every readout, all depths
-at once. Above the diagonal of the train-train square nothing is stored: `read` mirrors it.
+One array for each readout and depth, K (rows, columns), in square tiles of one chunk each. A chunk that is there is
+finished; a missing one is work left. Above the diagonal of the train-train square nothing is stored: `read` mirrors it.
 """
 
 import contextlib
 import json
+import math
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,141 +25,134 @@ from exact_ntk.files import digest, fingerprint
 from exact_ntk.locks import Lock, try_lock
 from exact_ntk.progress import progress
 
-FORMAT = 1
+FORMAT = 2
+CHECKSUM_BYTES = 4
+BLOCK_BYTES = 4096  # what a file takes on disk is a multiple of it
 Tile = tuple[int, int]
+Array = tuple[str, int]  # a readout and a depth
+ADVICE = "move it away to have it computed anew"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a store holds: float64 (depths, rows, columns) for each readout, in square tiles.
+    """The grid of a store. rows: training, then test images; columns: training images; side: of a tile, in images."""
 
-    rows: training, then test images; columns: training images; tile: the side of a tile in images.
-    """
-
-    readouts: tuple[str, ...]
-    depths: tuple[int, ...]
     rows: int
     columns: int
-    tile: int
+    side: int
 
     def bounds(self, tile: Tile) -> tuple[slice, slice]:
         """Rows and columns of a tile."""
-        i, j = (k * self.tile for k in tile)
-        return slice(i, min(i + self.tile, self.rows)), slice(j, min(j + self.tile, self.columns))
+        i, j = (k * self.side for k in tile)
+        return slice(i, min(i + self.side, self.rows)), slice(j, min(j + self.side, self.columns))
 
     def covering(self, rows: np.ndarray, columns: np.ndarray) -> set[Tile]:
         """The tiles that hold K[rows, columns], above the diagonal replaced by their mirror images."""
         return {
             (int(max(i, j)), int(min(i, j)))
-            for i in np.unique(rows // self.tile)
-            for j in np.unique(columns // self.tile)
+            for i in np.unique(rows // self.side)
+            for j in np.unique(columns // self.side)
         }
 
+    def pairs(self, tile: Tile) -> int:
+        """Image pairs of a tile; one on the diagonal is symmetric."""
+        rows, columns = self.bounds(tile)
+        r, c = rows.stop - rows.start, columns.stop - columns.start
+        return r * (r + 1) // 2 if rows == columns else r * c
+
     @property
-    def tile_bytes(self) -> int:
-        """Bytes of one tile on disk: zarr writes ragged edge tiles in full."""
-        return len(self.readouts) * (len(self.depths) * self.tile**2 * 8 + 4)
+    def chunk_bytes(self) -> int:
+        """What a chunk of float64 takes on disk: zarr writes ragged edge tiles in full."""
+        return math.ceil((self.side**2 * 8 + CHECKSUM_BYTES) / BLOCK_BYTES) * BLOCK_BYTES
 
 
-def store_path(folder: Path, fields: dict[str, Any]) -> Path:
-    """Where the store of these fingerprint fields lies in a run's folder."""
-    return folder / f"gram-{fingerprint(fields)}"
+def array_name(array: Array) -> str:
+    """gap-nngp at depth 21: gap-nngp-L21."""
+    readout, depth = array
+    return f"{readout}-L{depth}"
 
 
-def create(path: Path, fields: dict[str, Any], tile: int, image_index: np.ndarray) -> "GramStore":
-    """Make an empty store at `path`, or open the one that another process has just made.
+def store_path(folder: Path, fields: dict[str, Any], side: int) -> Path:
+    """Where the store of these fingerprint fields in tiles of this side lies in a run's folder."""
+    return folder / f"gram-{fingerprint(fields)}-{side}"
 
-    fields: what the values depend on; readouts, depths, train_images and test_images are read from it.
+
+def sides_in(folder: Path, fields: dict[str, Any]) -> list[int]:
+    """The sides of the tiles in which a run's folder has stores of these fields, the largest first."""
+    name = re.compile(rf"gram-{fingerprint(fields)}-(\d+)")
+    return sorted((int(m[1]) for path in folder.glob("gram-*") if (m := name.fullmatch(path.name))), reverse=True)
+
+
+def other_formats(folder: Path) -> list[Path]:
+    """Stores of an earlier format, which nothing here reads."""
+    return [path for path in sorted(folder.glob("gram-*")) if re.fullmatch(r"gram-[0-9a-f]{16}", path.name)]
+
+
+def make(folder: Path, fields: dict[str, Any], side: int, image_index: np.ndarray) -> "GramStore":
+    """Open the store of `fields` in tiles of `side`, made if it is not there; lost group metadata are written anew.
+
+    fields: what the values depend on; train_images and test_images are read from it. image_index (rows,): position ->
+    index in the data set. Raises StoreError, naming the field, where what is there belongs to other fields.
     """
-    shape = Shape(
-        tuple(fields["readouts"]),
-        tuple(fields["depths"]),
-        fields["train_images"] + fields["test_images"],
-        fields["train_images"],
-        tile,
-    )
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    attributes = {"format": FORMAT, "fields": fields, "tile": tile, "image_index_digest": digest(image_index)}
-    try:
-        group = zarr.create_group(str(temporary), zarr_format=3, attributes=attributes)
-        for readout in shape.readouts:
-            group.create_array(
-                readout,
-                shape=(len(shape.depths), shape.rows, shape.columns),
-                chunks=(len(shape.depths), tile, tile),
-                dtype="float64",
-                serializer=BytesCodec(),
-                compressors=[Crc32cCodec()],
-                fill_value=float("nan"),
-                dimension_names=("depth", "row", "column"),
-            )
-        group.create_array(
-            "image_index", data=image_index.astype(np.int64), chunks=(len(image_index),), compressors=[Crc32cCodec()]
-        )
-        with contextlib.suppress(FileExistsError, OSError):
-            temporary.rename(path)
-    except OSError as error:
-        raise NtkError(f"cannot make a Gram store at {path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    if not path.is_dir():
-        raise NtkError(f"cannot make a Gram store at {path}: is the folder writable?")
+    path = store_path(folder, fields, side)
+    if not (path / "zarr.json").exists() or not (path / "image_index" / "zarr.json").exists():
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        attributes = {"format": FORMAT, "fields": fields, "side": side, "image_index_digest": digest(image_index)}
+        try:
+            group = zarr.create_group(str(temporary), zarr_format=3, attributes=attributes)
+            index = image_index.astype(np.int64)
+            group.create_array("image_index", data=index, chunks=(len(index),), compressors=[Crc32cCodec()])
+            path.mkdir(exist_ok=True)
+            _move_in(temporary / "image_index", path / "image_index")
+            (temporary / "zarr.json").replace(path / "zarr.json")
+        except OSError as error:
+            raise NtkError(f"cannot make a Gram store at {path}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return open(path, fields)
+
+
+def _move_in(made: Path, place: Path) -> None:
+    """Rename a finished folder into place, unless another process has just done that."""
+    if not (place / "zarr.json").exists():
+        shutil.rmtree(place, ignore_errors=True)
+    with contextlib.suppress(FileExistsError, OSError):
+        made.rename(place)
 
 
 def open(path: Path | str, fields: dict[str, Any] | None = None) -> "GramStore":
     """Open a store for reading and writing.
 
     Raises StoreError, naming the field, if its attributes do not belong to its name, or to the `fields` that the
-    config asks for; and if the group or its arrays are damaged.
+    config asks for; if it is of another format; and if the group or an array of it is damaged.
     """
     path = Path(path)
-    advice = "move it away to have it computed anew"
     try:
-        group = zarr.open_group(str(path), mode="r+", zarr_format=3)
-        attributes: dict[str, Any] = dict(group.attrs)
-        found = attributes["fields"]
-        shape = Shape(
-            tuple(found["readouts"]),
-            tuple(found["depths"]),
-            found["train_images"] + found["test_images"],
-            found["train_images"],
-            attributes["tile"],
-        )
-        arrays = {name: group[name] for name in (*shape.readouts, "image_index")}
+        attributes: dict[str, Any] = dict(zarr.open_group(str(path), mode="r+", zarr_format=3).attrs)
+        if attributes.get("format") != FORMAT:
+            raise StoreError(f"{path}: has format {attributes.get('format')}, not {FORMAT}; {ADVICE}")
+        found, side = attributes["fields"], int(attributes["side"])
+        shape = Shape(found["train_images"] + found["test_images"], found["train_images"], side)
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path}: not a Gram store, or its metadata are damaged ({error}); {advice}") from error
+        raise StoreError(f"{path}: not a Gram store, or its metadata are damaged ({error}); {ADVICE}") from error
     expected = found if fields is None else fields
     for key in sorted({*found, *expected}):
         if found.get(key) != expected.get(key):
             raise StoreError(
                 f"{path}: was computed for another {key} than this config's ({_short(found.get(key))}, not "
-                f"{_short(expected.get(key))}): it was renamed, copied or edited; {advice}"
+                f"{_short(expected.get(key))}): it was renamed, copied or edited; {ADVICE}"
             )
-    if attributes.get("format") != FORMAT:
-        raise StoreError(f"{path}: has format {attributes.get('format')}, not {FORMAT}; {advice}")
-    if fields is None and path.name != f"gram-{fingerprint(found)}":
-        raise StoreError(
-            f"{path}: its attributes (fields) belong to gram-{fingerprint(found)}: it was renamed or edited; {advice}"
-        )
-    store = GramStore(path, found, shape, arrays)
-    store.check_arrays(attributes, advice)
+    name = store_path(path.parent, found, side).name
+    if path.name != name:
+        raise StoreError(f"{path}: its attributes belong to {name}: it was renamed or edited; {ADVICE}")
+    store = GramStore(path, found, shape)
+    store.check_image_index(attributes.get("image_index_digest"))
     return store
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def check_space(folder: Path, need: int) -> None:
-    """Raise NtkError unless the folder's disk has room for so many bytes."""
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise NtkError(
-            f"{folder}: the missing tiles need {need / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free: "
-            "make room, or give another folder with --runs"
-        )
 
 
 @dataclass(frozen=True)
@@ -169,151 +164,233 @@ class TileLock:
     lock: Lock
 
     def release(self) -> None:
-        """Let go; the lock file of a finished tile goes too, and whoever waits on it finds the tile finished."""
-        self.lock.release(remove=self.store.has(self.tile))
+        """Let go; the lock file goes once every array of the store has the tile."""
+        self.lock.release(remove=all(self.store.has(array, self.tile) for array in self.store.arrays()))
 
 
 class GramStore:
-    """One open store; see `create` and `open`."""
+    """One open store; see `make` and `open`."""
 
-    def __init__(self, path: Path, fields: dict[str, Any], shape: Shape, arrays: dict[str, Any]):
+    def __init__(self, path: Path, fields: dict[str, Any], shape: Shape):
         self.path = path
         self.fields = fields
         self.shape = shape
-        self._arrays = arrays
-
-    def check_arrays(self, attributes: dict[str, Any], advice: str) -> None:
-        """Raise StoreError unless every array has the layout and the image index that the attributes state."""
-        s = self.shape
-        whole, chunk = (len(s.depths), s.rows, s.columns), (len(s.depths), s.tile, s.tile)
-        for name in s.readouts:
-            array = self._arrays[name]
-            if (array.shape, array.chunks, str(array.dtype)) != (whole, chunk, "float64"):
-                raise StoreError(f"{self.path}: array {name} is not laid out as the attributes state; {advice}")
-        try:
-            good = digest(self.image_index) == attributes.get("image_index_digest")
-        except (ValueError, OSError):
-            good = False
-        if not good:
-            raise StoreError(f"{self.path}: image_index is damaged or belongs to another store; {advice}")
+        self._opened: dict[Array, Any] = {}
 
     @property
     def image_index(self) -> np.ndarray:
         """(rows,) position -> index in the data set: training images, then test images."""
-        return np.asarray(self._arrays["image_index"][:])
+        return np.asarray(zarr.open_array(str(self.path / "image_index"), mode="r")[:])
 
-    def _chunk(self, readout: str, tile: Tile) -> Path:
-        return self.path / readout / "c" / "0" / str(tile[0]) / str(tile[1])
+    def check_image_index(self, expected: str | None) -> None:
+        """Raise StoreError unless the image index has the digest that the attributes state."""
+        try:
+            good = digest(self.image_index) == expected
+        except (ValueError, OSError, RuntimeError):
+            good = False
+        if not good:
+            raise StoreError(f"{self.path}: image_index is damaged or belongs to another store; {ADVICE}")
 
-    def has(self, tile: Tile) -> bool:
-        """Whether a tile is finished: each of its readouts is on disk."""
-        return all(self._chunk(readout, tile).exists() for readout in self.shape.readouts)
+    def arrays(self) -> list[Array]:
+        """The readouts and depths that the store has an array for, complete or not."""
+        names = [m for e in os.scandir(self.path) if (m := re.fullmatch(r"(.+)-L(\d+)", e.name))]
+        return sorted((m[1], int(m[2])) for m in names)
 
-    def missing(self, tiles: Iterable[Tile]) -> list[Tile]:
-        """Those of `tiles` that are not finished, in row-major order."""
-        there = [self._listed(readout) for readout in self.shape.readouts]
-        return sorted(t for t in tiles if not all(t in listed for listed in there))
+    def add(self, array: Array) -> None:
+        """Make the array if it is not there; where only its metadata are lost they are written anew."""
+        place = self.path / array_name(array)
+        if (place / "zarr.json").exists():
+            self._array(array)
+            return
+        temporary = self.path / f".{place.name}.{uuid.uuid4().hex}.partial"
+        s = self.shape
+        try:
+            zarr.create_array(
+                str(temporary),
+                shape=(s.rows, s.columns),
+                chunks=(s.side, s.side),
+                dtype="float64",
+                serializer=BytesCodec(),
+                compressors=[Crc32cCodec()],
+                fill_value=float("nan"),
+                dimension_names=("row", "column"),
+                attributes=self._attributes(array),
+            )
+            if place.is_dir():
+                (temporary / "zarr.json").replace(place / "zarr.json")
+            else:
+                with contextlib.suppress(FileExistsError, OSError):
+                    temporary.rename(place)
+        except OSError as error:
+            raise NtkError(f"cannot make an array in {self.path}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._array(array)
 
-    def _listed(self, readout: str) -> set[Tile]:
-        found: set[Tile] = set()
-        folder = self.path / readout / "c" / "0"
-        if folder.is_dir():
-            for row in os.scandir(folder):
-                if row.name.isdigit():
-                    found.update((int(row.name), int(e.name)) for e in os.scandir(row.path) if e.name.isdigit())
-        return found
+    def _attributes(self, array: Array) -> dict[str, Any]:
+        return {
+            "fingerprint": fingerprint(self.fields),
+            "readout": array[0],
+            "depth": array[1],
+            "side": self.shape.side,
+        }
 
-    def claim(self, tile: Tile) -> "TileLock | None":
-        """Lock a tile on this host, or None if another process holds it.
+    def _array(self, array: Array) -> Any:
+        """The zarr array, opened once. Raises StoreError unless it is laid out and named as this store's."""
+        if array not in self._opened:
+            path, s = self.path / array_name(array), self.shape
+            if not (path / "zarr.json").exists() and path.is_dir():
+                self.add(array)
+            try:
+                opened = zarr.open_array(str(path), mode="r+", zarr_format=3)
+                laid_out = (opened.shape, opened.chunks, str(opened.dtype))
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                raise StoreError(f"{path}: not an array of a Gram store, or damaged ({error}); {ADVICE}") from error
+            for key, value in self._attributes(array).items():
+                if opened.attrs.get(key) != value:
+                    raise StoreError(
+                        f"{path}: belongs to another {key} ({_short(opened.attrs.get(key))}, not {_short(value)}): it "
+                        f"was renamed or copied; {ADVICE}"
+                    )
+            if laid_out != ((s.rows, s.columns), (s.side, s.side), "float64"):
+                raise StoreError(f"{path}: is not laid out as the store's attributes state; {ADVICE}")
+            self._opened[array] = opened
+        return self._opened[array]
+
+    def _chunk(self, array: Array, tile: Tile) -> Path:
+        return self.path / array_name(array) / "c" / str(tile[0]) / str(tile[1])
+
+    def has(self, array: Array, tile: Tile) -> bool:
+        """Whether a tile of an array is finished."""
+        return self._chunk(array, tile).exists()
+
+    def finished(self, array: Array) -> set[Tile]:
+        """Every finished tile of an array."""
+        folder = self.path / array_name(array) / "c"
+        if not folder.is_dir():
+            return set()
+        return {
+            (int(row.name), int(e.name))
+            for row in os.scandir(folder)
+            if row.name.isdigit()
+            for e in os.scandir(row.path)
+            if e.name.isdigit()
+        }
+
+    def complete(self, arrays: Iterable[Array], tiles: set[Tile]) -> bool:
+        """Whether every one of `tiles` is finished in every one of `arrays`."""
+        return all(tiles <= self.finished(array) for array in arrays)
+
+    def claim(self, tile: Tile) -> TileLock | None:
+        """Lock a tile on this host, in every array, or None if another process holds it.
 
         The lock goes with the process, however that ends. Whoever gets it removes what a killed writer left.
         """
         lock = try_lock(self.path / ".locks" / f"{tile[0]}.{tile[1]}")
         if lock is None:
             return None
-        for readout in self.shape.readouts:
-            chunk = self._chunk(readout, tile)
+        for array in self.arrays():
+            chunk = self._chunk(array, tile)
             for leftover in chunk.parent.glob(f"{chunk.name}.*.partial"):
                 leftover.unlink(missing_ok=True)
         return TileLock(self, tile, lock)
 
-    def write(self, tile: Tile, values: np.ndarray) -> None:
-        """Write a tile: float64 (readouts, depths, rows, columns) of its bounds.
+    def write(self, tile: Tile, values: Mapping[Array, np.ndarray]) -> None:
+        """Write a tile of each array: float64 (rows, columns) of its bounds.
 
         Raises StoreError for values that are not finite, which must never look finished or be computed for ever.
         """
-        rows, columns = self.shape.bounds(tile)
-        finite = np.isfinite(values)
-        if not finite.all():
-            r, d, i, j = np.argwhere(~finite)[0]
-            index = self.image_index
-            raise StoreError(
-                f"{self.path}: tile {tile} came out {values[r, d, i, j]} for {self.shape.readouts[r]} at depth "
-                f"{self.shape.depths[d]}, images {index[rows][i]} and {index[columns][j]}: not written; are these "
-                "images extreme?"
-            )
-        for readout, chunk in zip(self.shape.readouts, values, strict=True):
+        for (readout, depth), block in values.items():
+            finite = np.isfinite(block)
+            if not finite.all():
+                i, j = np.argwhere(~finite)[0]
+                index, (rows, columns) = self.image_index, self.shape.bounds(tile)
+                raise StoreError(
+                    f"{self.path}: tile {tile} came out {block[i, j]} for {readout} at depth {depth}, images "
+                    f"{index[rows][i]} and {index[columns][j]}: not written; are these images extreme?"
+                )
+        for array, block in values.items():
             try:
-                self._arrays[readout][:, rows, columns] = chunk
+                self._array(array)[self.shape.bounds(tile)] = block
             except OSError as error:
                 raise NtkError(
                     f"cannot write tile {tile} of {self.path}: {error.strerror or error}; finished tiles are safe: "
                     "make room or mend the folder, then run the same command again"
                 ) from error
 
-    def _read_tile(self, readout: str, depth: int | slice, tile: Tile) -> np.ndarray:
-        rows, columns = self.shape.bounds(tile)
+    def _read_tile(self, array: Array, tile: Tile) -> np.ndarray:
         try:
-            return np.asarray(self._arrays[readout][depth, rows, columns])
+            return np.asarray(self._array(array)[self.shape.bounds(tile)])
         except (ValueError, OSError, RuntimeError) as error:
             why = "its checksum does not match" if "checksum" in str(error) else error
             raise StoreError(
-                f"{self.path}: tile {tile} of {readout} is damaged ({why}): run `ntk compute-gram --repair` to "
-                "compute it anew"
+                f"{self.path}: tile {tile} of {array_name(array)} is damaged ({why}): run `ntk compute-gram --repair` "
+                "to compute it anew"
             ) from error
 
     def read(self, readout: str, depth: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """K[rows, columns] of one readout at one depth: float64 (len(rows), len(columns)).
+        """K[rows, columns] of one readout at one depth: float64 (len(rows), len(columns)). Each tile is read once.
 
         rows, columns: positions (see `image_index`). Raises Incomplete if a tile of it is missing, StoreError if
         one is damaged, ValueError for a readout or depth that the store does not hold.
         """
-        s = self.shape
-        if readout not in s.readouts or depth not in s.depths:
-            raise ValueError(f"{self.path} holds {s.readouts} at depths {s.depths}, not {readout} at {depth}")
+        array = readout, depth
+        if array not in self.arrays():
+            raise ValueError(f"{self.path} holds {[array_name(a) for a in self.arrays()]}, not {array_name(array)}")
         rows, columns = np.asarray(rows), np.asarray(columns)
-        missing = self.missing(s.covering(rows, columns))
+        missing = self.shape.covering(rows, columns) - self.finished(array)
         if missing:
             raise Incomplete(f"{self.path}: {len(missing)} tiles are missing: run `ntk compute-gram` first")
         out = np.empty((len(rows), len(columns)))
-        for i in np.unique(rows // s.tile).tolist():
-            r = np.flatnonzero(rows // s.tile == i)
-            for j in np.unique(columns // s.tile).tolist():
-                c = np.flatnonzero(columns // s.tile == j)
-                block = self._read_tile(readout, s.depths.index(depth), (max(i, j), min(i, j)))
-                block = block if i >= j else block.T
-                out[np.ix_(r, c)] = block[np.ix_(rows[r] - i * s.tile, columns[c] - j * s.tile)]
+        for tile, block in self._blocks(array, rows, columns):
+            for at, mirrored in {(tile, False), (tile[::-1], True)}:
+                r, c = (np.flatnonzero(x // self.shape.side == k) for x, k in zip((rows, columns), at, strict=True))
+                if len(r) and len(c) and not (mirrored and tile[0] == tile[1]):
+                    k = block.T if mirrored else block
+                    i, j = (n * self.shape.side for n in at)
+                    out[np.ix_(r, c)] = k[np.ix_(rows[r] - i, columns[c] - j)]
         if np.isnan(out).any():
-            raise StoreError(f"{self.path}: {readout} holds NaN: run `ntk compute-gram --repair` to compute it anew")
+            raise StoreError(
+                f"{self.path}: {array_name(array)} holds NaN: run `ntk compute-gram --repair` to compute it anew"
+            )
         return out
 
-    def damaged(self, tiles: Iterable[Tile]) -> list[Tile]:
-        """Those of the finished `tiles` whose checksum fails or that hold NaN; reads them all."""
-        tiles, bad = list(tiles), set()
-        with progress(f"checking {self.path.name}", len(tiles), "tile", delay=2.0) as bar:
-            for tile in tiles:
-                for readout in self.shape.readouts:
-                    try:
-                        if not np.isfinite(self._read_tile(readout, slice(None), tile)).all():
-                            bad.add(tile)
-                    except StoreError:
-                        bad.add(tile)
-                bar.update()
-        return sorted(bad)
+    def _blocks(self, array: Array, rows: np.ndarray, columns: np.ndarray) -> Iterator[tuple[Tile, np.ndarray]]:
+        for tile in sorted(self.shape.covering(rows, columns)):
+            yield tile, self._read_tile(array, tile)
 
-    def discard(self, tile: Tile) -> None:
+    def damaged(self, work: Mapping[Array, Iterable[Tile]]) -> list[tuple[Array, Tile]]:
+        """Those of the finished tiles of each array whose checksum fails or that hold NaN; reads them all."""
+        todo = [(array, tile) for array, tiles in work.items() for tile in sorted(tiles)]
+        bad = []
+        with progress(f"checking {self.path.name}", len(todo), "tile", delay=2.0) as bar:
+            for array, tile in todo:
+                try:
+                    if not np.isfinite(self._read_tile(array, tile)).all():
+                        bad.append((array, tile))
+                except StoreError:
+                    bad.append((array, tile))
+                bar.update()
+        return bad
+
+    def discard(self, array: Array, tile: Tile) -> None:
         """Set a damaged tile aside as *.damaged, so that it counts as missing."""
-        for readout in self.shape.readouts:
-            chunk = self._chunk(readout, tile)
-            if chunk.exists():
-                chunk.replace(chunk.with_name(f"{chunk.name}.damaged"))
+        chunk = self._chunk(array, tile)
+        if chunk.exists():
+            chunk.replace(chunk.with_name(f"{chunk.name}.damaged"))
+
+
+def check_space(folder: Path, need: int, files: int) -> None:
+    """Raise NtkError unless the folder's disk has room for so many bytes and files."""
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
+    advice = "make room, or give another folder with --runs"
+    if need > free:
+        raise NtkError(
+            f"{folder}: the missing tiles need {need / 1e6:,.1f} MB, and the disk has {free / 1e6:,.1f} MB free: "
+            f"{advice}"
+        )
+    if disk.f_files and files > disk.f_favail:  # file systems that make inodes as they go state none
+        raise NtkError(
+            f"{folder}: the missing tiles need {files:,} files and the disk has {disk.f_favail:,} inodes free: {advice}"
+        )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from exact_ntk.config import CnnColumn, Config
+from exact_ntk.config import CnnColumn
 from exact_ntk.draws import OrderedImages, draw
 from exact_ntk.errors import ConfigError
 from exact_ntk.files import digest, fingerprint, write_json
@@ -30,11 +30,6 @@ class RunKey(NamedTuple):
     lr: float
     seed: int
     part: str
-
-
-def cnn_columns(config: Config) -> list[tuple[str, CnnColumn]]:
-    """The CNN columns with their names."""
-    return [(n, c) for n, c in zip(config.column_names, config.columns, strict=True) if isinstance(c, CnnColumn)]
 
 
 class NetworkCell:
@@ -115,8 +110,9 @@ class NetworkCell:
         }
 
     def path(self, run: RunKey) -> Path:
-        """A finished run's record; its checkpoint is beside it as .pt while it trains."""
-        label = f"{self.name}-L{self.depth}-lr{run.lr:g}-{run.part}-s{run.seed}"
+        """A finished run's record, whatever the column is called; its checkpoint is beside it, as .pt."""
+        c = self.column
+        label = f"{c.readout}-L{self.depth}-w{c.width}-lr{run.lr:g}-{run.part}-s{run.seed}"
         return self.folder / f"{label}-{fingerprint(self.fields(run))}.json"
 
     def trained(self, run: RunKey) -> TrainedRun | None:
@@ -159,7 +155,8 @@ class NetworkCell:
         """The largest stable learning rate of the seed-0 network, computed once and kept, or why there is none."""
         setting, data = self.setting(1.0, 0), self.data(ALL, device)
         fields = {**self.fields(RunKey(0.0, 0, ALL)), "kind": "largest stable learning rate"}
-        path = self.folder / f"{self.name}-L{self.depth}-lr_max-{fingerprint(fields)}.json"
+        label = f"{self.column.readout}-L{self.depth}-w{self.column.width}-lr_max"
+        path = self.folder / f"{label}-{fingerprint(fields)}.json"
         if not path.exists():
             lr_max, why = None, None
             with progress(f"{self.name}/{self.depth} largest stable lr", MOST_STEPS, "step") as bar:
@@ -227,6 +224,10 @@ class NetworkCell:
             if (run := self.trained(key)) and run.result.diverged is not None
         ]
 
+    def needs(self) -> str:
+        """What a cell without a record needs."""
+        return self.trouble() or "run `ntk train-cnn`"
+
     def trouble(self) -> str | None:
         """Why a cell whose runs are all done has no record, or None."""
         lr, missing = self.chosen()
@@ -237,12 +238,3 @@ class NetworkCell:
             return first.why
         rates = "every run at the chosen learning rate" if lr else "at every learning rate a run"
         return f"{rates} diverged: lower lr (now {list(self.column.lr)}, unit {self.column.lr_unit})"
-
-
-def network_cells(config: Config, images: OrderedImages, folder: Path) -> list[NetworkCell]:
-    """Every network cell of the table."""
-    return [
-        NetworkCell(name, column, depth, images, folder)
-        for name, column in cnn_columns(config)
-        for depth in column.depths
-    ]

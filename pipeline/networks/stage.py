@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -10,13 +11,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from exact_ntk.config import Config
 from exact_ntk.device import describe
-from exact_ntk.draws import OrderedImages
 from exact_ntk.errors import ConfigError
 from exact_ntk.files import fingerprint, remove_partials, write_json
 from exact_ntk.locks import try_lock
-from exact_ntk.networks.cell import ALL, FIT, NetworkCell, RunKey, cnn_columns, network_cells
+from exact_ntk.networks.cell import ALL, FIT, NetworkCell, RunKey
 from exact_ntk.networks.cost import measure_cost, training_flops
 from exact_ntk.networks.training import TrainingRun, train
 from exact_ntk.progress import progress
@@ -37,12 +36,12 @@ class Only:
     seed: int | None = None
 
     @classmethod
-    def parse(cls, only: str | None, lr: float | None, seed: int | None, config: Config) -> "Only":
-        """From CNN-GAP or CNN-GAP/21. Raises ConfigError for what the config does not hold."""
+    def parse(cls, only: str | None, lr: float | None, seed: int | None, cells: Sequence[NetworkCell]) -> "Only":
+        """From CNN-GAP or CNN-GAP/21. Raises ConfigError for what the cells do not hold."""
         name, _, depth = (only or "").partition("/")
-        columns = {n: c for n, c in cnn_columns(config) if n == name or not name}
+        columns = {cell.name: cell.column for cell in cells if cell.name == name or not name}
         if not columns:
-            known = ", ".join(n for n, _ in cnn_columns(config)) or "none"
+            known = ", ".join(dict.fromkeys(cell.name for cell in cells)) or "none"
             raise ConfigError(f"--only {only}: no such CNN column; there is {known}")
         if depth and not any(depth == str(d) for c in columns.values() for d in c.depths):
             raise ConfigError(f"--only {only}: column {name} has no depth {depth}")
@@ -53,20 +52,14 @@ class Only:
         return cls(name or None, int(depth) if depth else None, lr, seed)
 
 
-def train_cells(
-    config: Config, images: OrderedImages, folder: Path, device: torch.device, only: Only | None = None
-) -> int:
+def train_cells(cells: Sequence[NetworkCell], device: torch.device, only: Only | None = None) -> int:
     """Train every run that is wanted and missing; returns how many were. A finished run is never trained again.
 
     Says first what the runs cost. Any number of processes may share a folder on one host: a run that another one holds
     is left to it, and waited for at the end.
     """
     only = only or Only()
-    chosen = [
-        cell
-        for cell in network_cells(config, images, folder)
-        if only.column in (None, cell.name) and only.depth in (None, cell.depth)
-    ]
+    chosen = [c for c in cells if only.column in (None, c.name) and only.depth in (None, c.depth)]
     announce_cost(chosen, only, device)
     trained = 0
     while runs := [(cell, run) for cell in chosen for run in _missing(cell, only)]:

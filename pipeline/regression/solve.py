@@ -24,15 +24,22 @@ def targets(y: np.ndarray, classes: int) -> Tensor:
 class Solution:
     """alpha (n, outputs) with (K + ridge mean(diag K) I) alpha = targets.
 
-    residual: ||K alpha - y|| / ||y||.  condition: estimate of the 2-norm condition number, from power iteration on K
-    and on the factor (a lower bound that is tight in practice), or None where that is not finite.  indefinite: None,
-    or the order of the first leading minor that is not positive: the system was then solved by LU.
+    residual: ||K alpha - y|| / ||y||.  largest_eigenvalue, smallest_eigenvalue: of what was solved, in absolute value,
+    by power iteration on it and on its factor (from inside, and tight in practice); the smallest is None where float64
+    cannot hold its reciprocal.  indefinite: None, or the order of the first leading minor that is not positive: the
+    system was then solved by LU.
     """
 
     alpha: Tensor
     residual: float
-    condition: float | None
+    largest_eigenvalue: float
+    smallest_eigenvalue: float | None
     indefinite: int | None
+
+    @property
+    def condition(self) -> float | None:
+        """The 2-norm condition number, or None where it is not finite."""
+        return self.largest_eigenvalue / self.smallest_eigenvalue if self.smallest_eigenvalue else None
 
 
 def kernel_regression(k: Tensor, y: Tensor, ridge: float = 0.0, on_indefinite: str = "lu") -> Solution:
@@ -64,10 +71,11 @@ def kernel_regression(k: Tensor, y: Tensor, ridge: float = 0.0, on_indefinite: s
     alpha = apply_inverse(y)
     residual = float((k @ alpha - y).norm() / y.norm())
     largest = _largest_eigenvalue(lambda v: k @ v, k)
-    condition = largest * _largest_eigenvalue(apply_inverse, k)
+    of_inverse = _largest_eigenvalue(apply_inverse, k)
     if not math.isfinite(residual):
         raise NtkError("the Gram matrix is singular in float64: its solution is not finite: give the column a ridge")
-    return Solution(alpha, residual, condition if math.isfinite(condition) else None, indefinite)
+    smallest = 1.0 / of_inverse if math.isfinite(of_inverse) and math.isfinite(largest * of_inverse) else None
+    return Solution(alpha, residual, largest, smallest, indefinite)
 
 
 def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor) -> float:

@@ -1,12 +1,8 @@
 """Pooling against vanilla on the same images: the paired difference has a smaller error than two accuracies."""
 
-import zipfile
-from pathlib import Path
-
 import numpy as np
 
 from exact_ntk.config import Config, KernelColumn
-from exact_ntk.errors import StoreError
 from exact_ntk.records import PairedDifference
 from exact_ntk.standard_error import standard_error
 
@@ -27,32 +23,24 @@ def counterparts(config: Config) -> list[tuple[str, str]]:
     ]
 
 
-def difference(pooled: Path, vanilla: Path) -> tuple[float, float]:
-    """Accuracy of the first saved predictions minus that of the second, the mean over draws, and its standard error.
+Predictions = list[dict[str, np.ndarray]]
 
-    Both in points. Raises StoreError, naming the file, for predictions that cannot be read.
+
+def difference(pooled: Predictions, vanilla: Predictions) -> tuple[float, float]:
+    """Accuracy of the first minus that of the second, the mean over draws, and its standard error, both in points.
+
+    Of each draw: right (n_test,), 1 where a test image is classified right, else 0; test_index and from_test_set, which
+    name the image.
     """
-    images, first = _right(pooled)
-    _, second = _right(vanilla)
-    scores = [a - b for a, b in zip(first, second, strict=True)]
+    images = [2 * draw["test_index"] + draw["from_test_set"] for draw in pooled]
+    scores = [a["right"] - b["right"] for a, b in zip(pooled, vanilla, strict=True)]
     return 100.0 * float(np.mean([s.mean() for s in scores])), standard_error(images, scores)
 
 
-def _right(path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """For each draw, numbers that name its test images, and 1 where they are classified right, else 0."""
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            draws = range(sum(key.startswith("label_") for key in saved))
-            images = [2 * saved[f"image_index_{k}"] + saved[f"from_test_set_{k}"] for k in draws]
-            return images, [(saved[f"outputs_{k}"].argmax(1) == saved[f"label_{k}"]).astype(float) for k in draws]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise StoreError(f"cannot read {path}: {error}; delete it to have its cell solved again") from error
-
-
-def paired_differences(config: Config, predictions: dict[tuple[str, int], Path]) -> list[PairedDifference]:
+def paired_differences(config: Config, predictions: dict[tuple[str, int], Predictions]) -> list[PairedDifference]:
     """One record for each pair of counterparts and each depth at which both are solved.
 
-    predictions: (column, depth) -> where its saved predictions lie.
+    predictions: (column, depth) -> what each of its draws predicted.
     """
     found = []
     for pooled, vanilla in counterparts(config):

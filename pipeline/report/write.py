@@ -1,32 +1,79 @@
-"""Writing a report: results.json, provenance.json, the table, the figures and report.html."""
+"""Writing a report: results.json, provenance.json, the table, the figures and report.html; never an emptier one."""
 
 from pathlib import Path
 
+from exact_ntk.errors import Incomplete, StoreError
 from exact_ntk.files import write_atomic, write_json, write_text
-from exact_ntk.report.collect import Collected, HeatMap
+from exact_ntk.locks import locked
+from exact_ntk.records import Results, read_record
+from exact_ntk.report.collect import Collected
 from exact_ntk.report.figures import accuracy_figure, curves_figure, gram_figure, width_figure
 from exact_ntk.report.page import page
 from exact_ntk.report.tables import csv_table, markdown_table
 
+# What of a column does not change what its cells are.
+DISPLAY = ("depths", "paper")
 
-def write_report(collected: Collected, heat_map: HeatMap | None, config_yaml: str, folder: Path) -> None:
-    """Write every file of the report into `folder`; the same records give the same bytes."""
-    results, provenance = collected.results, collected.provenance
-    figures = {
-        "Test accuracy against depth": ("accuracy.png", accuracy_figure(results)),
-        "Networks against width, beside the kernel they tend to": ("width.png", width_figure(results)),
-        "Training curves of the networks, a line a seed": ("curves.png", curves_figure(results)),
-    }
-    if heat_map:
-        caption = f"Gram matrix of {heat_map.title}, {len(heat_map.y)} training images sorted by class"
-        figures[caption] = ("gram.png", gram_figure(heat_map.k, heat_map.y, heat_map.classes, heat_map.title))
-    made = {caption: (name, png) for caption, (name, png) in figures.items() if png}
-    write_json(folder / "results.json", results.json_value())
-    write_json(folder / "provenance.json", provenance)
-    write_text(folder / "config.yaml", config_yaml)
-    write_text(folder / "table.md", markdown_table(results))
-    write_text(folder / "table.csv", csv_table(results))
-    for name, png in made.values():
-        write_atomic(folder / name, lambda file, png=png: file.write(png))  # type: ignore[misc]
-    pictures = {caption: png for caption, (_, png) in made.items()}
-    write_text(folder / "report.html", page(results, provenance, pictures))
+
+def lost_cells(new: Results, old: Results) -> list[str]:
+    """The cells of an earlier table that the new config still asks for and the new table does not hold."""
+    if any(new.config[key] != old.config[key] for key in ("data", "order")):
+        return []
+
+    def asked(results: Results) -> dict[str, dict]:
+        return {c["name"]: {k: v for k, v in c.items() if k not in DISPLAY} for c in results.config["columns"]}
+
+    before, now = asked(old), asked(new)
+    missing = {(m.column, m.depth) for m in new.missing}
+    return [
+        f"{r.column}/{r.depth}"
+        for r in old.records
+        if (r.column, r.depth) in missing and before[r.column] == now[r.column]
+    ]
+
+
+def _refuse_to_lose(new: Results, folder: Path) -> None:
+    path = folder / "results.json"
+    if not new.missing or not path.exists():
+        return
+    try:
+        lost = lost_cells(new, read_record(path, Results))
+    except StoreError as error:
+        raise Incomplete(
+            f"{error}, or run `ntk run` first: the new table would have {len(new.missing)} cells missing, and what "
+            "the one there holds cannot be told"
+        ) from error
+    if lost:
+        raise Incomplete(
+            f"{folder}: the table there is kept: a new one would lose {', '.join(lost)}, which this config still "
+            "asks for: run `ntk run`, or move the folder away"
+        )
+
+
+def write_report(collected: Collected, config_yaml: str, folder: Path, lock: Path) -> None:
+    """Write every file of the report into `folder`; the same records give the same bytes.
+
+    lock: a file that one process at a time holds while it writes there. Raises Incomplete, and leaves the table that
+    is there, where the new one would lose a cell that the config still asks for.
+    """
+    results, provenance, heat_map = collected.results, collected.provenance, collected.heat_map
+    with locked(lock):
+        _refuse_to_lose(results, folder)
+        figures = {
+            "Test accuracy against depth": ("accuracy.png", accuracy_figure(results)),
+            "Networks against width, beside the kernel they tend to": ("width.png", width_figure(results)),
+            "Training curves of the networks, a line a seed": ("curves.png", curves_figure(results)),
+        }
+        if heat_map:
+            caption = f"Gram matrix of {heat_map.title}, {len(heat_map.y)} training images sorted by class"
+            figures[caption] = ("gram.png", gram_figure(heat_map.k, heat_map.y, heat_map.classes, heat_map.title))
+        made = {caption: (name, png) for caption, (name, png) in figures.items() if png}
+        write_json(folder / "results.json", results.json_value())
+        write_json(folder / "provenance.json", provenance)
+        write_text(folder / "config.yaml", config_yaml)
+        write_text(folder / "table.md", markdown_table(results))
+        write_text(folder / "table.csv", csv_table(results))
+        for name, png in made.values():
+            write_atomic(folder / name, lambda file, png=png: file.write(png))  # type: ignore[misc]
+        pictures = {caption: png for caption, (_, png) in made.items()}
+        write_text(folder / "report.html", page(results, provenance, pictures))

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -79,7 +80,8 @@ def test_a_run_writes_every_result(finished: Path):
 def test_a_second_run_repeats_nothing_and_gives_the_same_bytes(folder: Path):
     results = folder / "results" / "tiny"
     before = {p.name: p.read_bytes() for p in results.iterdir()}
-    heavy = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("c/0/*/*")}
+    heavy = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("c/*/*")}
+    assert len(heavy) > 20
     assert ntk(folder, "run", "tiny.yaml").returncode == 0
     assert {p: p.stat().st_mtime_ns for p in heavy} == heavy
     for name in ("results.json", "table.md", "table.csv", "accuracy.png", "gram.png", "config.yaml"):
@@ -96,11 +98,15 @@ def test_a_fresh_run_elsewhere_gives_the_same_results(folder: Path):
 def test_status_says_what_is_missing(folder: Path):
     done = ntk(folder, "status", "tiny.yaml")
     assert (done.returncode, "3 done, 0 missing" in done.stdout) == (0, True)
-    next((folder / "runs" / "tiny").glob("gram-*/gap/c/0/1/0")).unlink()
+    next((folder / "runs" / "tiny").glob("gram-*/gap-L4/c/1/0")).unlink()
+    assert ntk(folder, "status", "tiny.yaml").returncode == 0  # what is solved needs no tile any more
     shutil.rmtree(folder / "runs" / "tiny" / "solve")
     left = ntk(folder, "status", "tiny.yaml")
     assert left.returncode == 3
-    assert "run `ntk compute-gram` and `ntk solve`" in left.stdout
+    assert "Gram CNTK-GAP: 17 of 18 tiles done" in left.stdout
+    assert "CNTK-GAP at depth 3: run `ntk solve tiny.yaml`" in left.stdout
+    assert "CNTK-GAP at depth 4: run `ntk compute-gram tiny.yaml` and `ntk solve tiny.yaml`" in left.stdout
+    assert left.stderr.endswith("error: tiny is not finished: `ntk run tiny.yaml` goes on where it stopped\n")
 
 
 def test_stages_out_of_order_exit_with_3(folder: Path):
@@ -108,9 +114,58 @@ def test_stages_out_of_order_exit_with_3(folder: Path):
     early = ntk(folder, "solve", "tiny.yaml")
     assert early.returncode == 3
     assert early.stderr.splitlines()[-1].startswith("error: ")
-    report = ntk(folder, "report", "tiny.yaml")
-    assert report.returncode == 0
-    assert "missing CNTK-V-20/3" in report.stdout
+    elsewhere = ntk(folder, "report", "tiny.yaml", "--results", "other")
+    assert elsewhere.returncode == 0
+    assert "missing CNTK-V-20/3" in elsewhere.stdout
+
+
+def test_an_emptier_report_replaces_nothing(folder: Path):
+    before = {p.name: p.read_bytes() for p in (folder / "results" / "tiny").iterdir()}
+    shutil.rmtree(folder / "runs")
+    lost = ntk(folder, "report", "tiny.yaml")
+    assert lost.returncode == 3
+    assert "would lose CNTK-V-20/3, CNTK-GAP/3, CNTK-GAP/4, which this config still asks for" in lost.stderr
+    (folder / "results" / "tiny" / "results.json").write_text("{}")
+    assert ntk(folder, "report", "tiny.yaml").returncode == 3
+    (folder / "results" / "tiny" / "results.json").write_bytes(before["results.json"])
+    assert {p.name: p.read_bytes() for p in (folder / "results" / "tiny").iterdir()} == before
+    # What the config no longer asks for may go: the depth that is left is solved again, and is all the table holds.
+    tree = yaml.safe_load((folder / "tiny.yaml").read_text())
+    tree["columns"] = [{**tree["columns"][1], "depths": [3], "paper": []}]
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    assert ntk(folder, "run", "tiny.yaml").returncode == 0
+    assert len(json.loads((folder / "results" / "tiny" / "results.json").read_text())["records"]) == 1
+
+
+def test_a_run_over_a_full_table_and_an_empty_folder_ends_with_the_same_table(folder: Path):
+    before = (folder / "results" / "tiny" / "results.json").read_bytes()
+    shutil.rmtree(folder / "runs")
+    assert ntk(folder, "run", "tiny.yaml").returncode == 0
+    assert (folder / "results" / "tiny" / "results.json").read_bytes() == before
+
+
+def test_overrides_have_results_of_their_own(folder: Path):
+    before = (folder / "results" / "tiny" / "results.json").read_bytes()
+    assert ntk(folder, "run", "tiny.yaml", "--set", "columns.0.ridge=0.1").returncode == 0
+    assert (folder / "results" / "tiny" / "results.json").read_bytes() == before
+    (variant,) = (folder / "results" / "tiny" / "variants").iterdir()
+    assert json.loads((variant / "results.json").read_text())["records"][0]["ridge"] == 0.1
+    # An override that changes nothing is no variant.
+    assert ntk(folder, "run", "tiny.yaml", "--set", "columns.0.ridge=0").returncode == 0
+    assert len(list((folder / "results" / "tiny" / "variants").iterdir())) == 1
+
+
+def test_a_command_in_a_message_is_what_this_user_would_type(folder: Path):
+    shutil.rmtree(folder / "runs")
+    options = ["--set", "columns.*.depths=[3, 5]", "--runs", "my runs"]
+    early = ntk(folder, "solve", "tiny.yaml", *options)
+    advice = "`ntk compute-gram tiny.yaml --set 'columns.*.depths=[3, 5]' --runs 'my runs'`"
+    assert advice in early.stderr
+    words = shlex.split(advice.strip("`"))[1:]
+    assert ntk(folder, *words).returncode == 0
+    assert ntk(folder, "solve", "tiny.yaml", *options).returncode == 0
+    missing = ntk(folder, "solve", "tiny.yaml", "--set", "data={dataset: cifar10, root: nowhere}")
+    assert "`ntk download tiny.yaml --set" in missing.stderr
 
 
 def spoiled(tree: dict, folder: Path, **arrays) -> None:
@@ -165,23 +220,25 @@ def test_an_empty_config_and_an_unknown_device_too(folder: Path):
 def test_a_flipped_byte_loses_nothing_good_and_is_mended(folder: Path):
     results = (folder / "results" / "tiny" / "results.json").read_bytes()
     shutil.rmtree(folder / "runs" / "tiny" / "solve")
-    (victim,) = (folder / "runs" / "tiny").glob("gram-*/gap/c/0/3/1")
+    (victim,) = (folder / "runs" / "tiny").glob("gram-*/gap-L4/c/3/1")
     content = bytearray(victim.read_bytes())
     content[33] ^= 16
     victim.write_bytes(content)
-    assert_one_line(ntk(folder, "run", "tiny.yaml"), "tile (3, 1) of gap is damaged")
-    assert "1 damaged" in ntk(folder, "status", "tiny.yaml").stdout
+    assert_one_line(ntk(folder, "run", "tiny.yaml"), "tile (3, 1) of gap-L4 is damaged")
+    assert "1 damaged" not in ntk(folder, "status", "tiny.yaml").stdout
+    status = ntk(folder, "status", "tiny.yaml", "--verify").stdout
+    assert "1 damaged (mend with `ntk compute-gram --repair tiny.yaml`)" in status
     assert ntk(folder, "compute-gram", "tiny.yaml", "--repair").returncode == 0
     assert ntk(folder, "run", "tiny.yaml").returncode == 0
     assert (folder / "results" / "tiny" / "results.json").read_bytes() == results
 
 
 def test_a_store_edited_or_renamed_is_refused_by_field(folder: Path):
-    (store,) = [p.parent for p in (folder / "runs" / "tiny").glob("gram-*/gap")]
+    (store,) = [p.parent for p in (folder / "runs" / "tiny").glob("gram-*/gap-L3")]
     tree = json.loads((store / "zarr.json").read_text())
-    tree["attributes"]["fields"]["depths"] = [3, 5]
+    tree["attributes"]["fields"]["dtype"] = "float64"
     (store / "zarr.json").write_text(json.dumps(tree))
-    assert_one_line(ntk(folder, "compute-gram", "tiny.yaml"), "another depths")
+    assert_one_line(ntk(folder, "compute-gram", "tiny.yaml", "--all"), "another dtype")
 
 
 def test_a_folder_that_cannot_be_written_is_named(folder: Path):

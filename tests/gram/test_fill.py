@@ -11,248 +11,348 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from exact_ntk.draws import draw, load_images
 from exact_ntk.errors import ConfigError, Incomplete, StoreError
-from exact_ntk.gram import fill, plan
-from exact_ntk.gram.plan import gram_jobs
-from exact_ntk.kernels import Pass, cntk
+from exact_ntk.gram import fill as filling
+from exact_ntk.gram.store import GramStore
+from exact_ntk.kernels import cntk
 from exact_ntk.provenance import read_provenance
-from exact_ntk.settings import load_config
-
-CPU = torch.device("cpu")
-
-
-def computed(config_path: Path, folder: Path, *overrides: str, **options):
-    config = load_config(str(config_path), list(overrides))
-    images = load_images(config)
-    fill.fill_stores(config, images, folder, CPU, **options)
-    return config, images
+from exact_ntk.table import Table
+from tests.made_up import fill, table_of
 
 
-def blocks(config, images, folder: Path, device: torch.device = CPU) -> dict[str, np.ndarray]:
+def filled(config_path: Path, folder: Path, *overrides: str, **options) -> Table:
+    table = table_of(config_path, folder, *overrides)
+    fill(table, **options)
+    return table
+
+
+def blocks(table: Table) -> dict[str, np.ndarray]:
     """Everything the columns read."""
     out = {}
-    for job in gram_jobs(config, images, device):
-        store = job.require(folder)
-        for name, column in zip(config.column_names, config.columns, strict=True):
-            if name in job.columns:
-                for k in range(column.train.draws):
-                    d = draw(images, column, name, k)
-                    for depth in column.depths:
-                        rows = np.concatenate([d.train, d.test])
-                        out[f"{name}/{k}/{depth}"] = store.read(column.kernel, depth, rows, d.train)
+    for cell in table.kernel_cells:
+        _, store = table.shelf.require(cell.request(list(range(len(cell.draws)))))
+        for k, d in enumerate(cell.draws):
+            rows = np.concatenate([d.train, d.test])
+            out[f"{cell.name}/{cell.depth}/{k}"] = store.read(*cell.array, rows, d.train)
     return out
 
 
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def chunks(folder: Path) -> dict[Path, int]:
+    """Finished chunks and when each was written."""
+    return {p: p.stat().st_mtime_ns for p in folder.glob("gram-*/*-L*/c/*/*") if p.name.isdigit()}
+
+
 def test_the_store_holds_the_kernel_of_the_images(config_path: Path, tmp_path: Path):
-    config, images = computed(config_path, tmp_path / "run", "gram.dtype=float64")
-    for key, k in blocks(config, images, tmp_path / "run").items():
-        name, draw_number, depth = key.split("/")
-        column = config.columns[config.column_names.index(name)]
-        d = draw(images, column, name, int(draw_number))
-        x = images.x[np.concatenate([d.train, d.test])]
-        truth = cntk(x, images.x[d.train], depths=(int(depth),), readouts=(column.kernel,), dtype=torch.float64)
-        np.testing.assert_allclose(k, truth[0, 0], rtol=1e-12)
+    table = filled(config_path, tmp_path / "run", "gram.dtype=float64")
+    found = blocks(table)
+    for cell in table.kernel_cells:
+        for k, d in enumerate(cell.draws):
+            x = table.images.x[np.concatenate([d.train, d.test])]
+            readout, depth = cell.array
+            truth = cntk(x, table.images.x[d.train], depths=(depth,), readouts=(readout,), dtype=torch.float64)[0, 0]
+            np.testing.assert_allclose(found[f"{cell.name}/{depth}/{k}"], truth, rtol=1e-12)
 
 
 @pytest.mark.parametrize("tile", [5, 16, 90])
 def test_tile_size_does_not_matter(config_path: Path, tmp_path: Path, tile: int):
-    one = blocks(*computed(config_path, tmp_path / "a", "gram.dtype=float64"), tmp_path / "a")
-    other = blocks(*computed(config_path, tmp_path / "b", "gram.dtype=float64", f"gram.tile={tile}"), tmp_path / "b")
+    one = blocks(filled(config_path, tmp_path / "a", "gram.dtype=float64"))
+    other = blocks(filled(config_path, tmp_path / "b", "gram.dtype=float64", f"gram.tile={tile}"))
     for key in one:
         np.testing.assert_allclose(other[key], one[key], rtol=1e-13)
 
 
-def test_one_store_a_family_and_the_nngp_rides_along(config_path: Path):
-    config = load_config(str(config_path))
-    jobs = gram_jobs(config, load_images(config), CPU)
-    assert [(j.job.family, j.job.readouts, j.job.depths) for j in jobs] == [
-        ("vanilla", ("vanilla",), (3, 4)),
-        ("gap", ("gap", "gap-nngp"), (2, 3, 4)),
-    ]
+def test_one_store_a_family_and_the_nngp_rides_along(config_path: Path, tmp_path: Path):
+    filled(config_path, tmp_path)
+    names = sorted(p.name for p in tmp_path.glob("gram-*/*-L*"))
+    assert names == ["gap-L3", "gap-L4", "gap-nngp-L2", "gap-nngp-L3", "vanilla-L3", "vanilla-L4"]
+    assert len(list(tmp_path.glob("gram-*"))) == 2
 
 
-def test_a_second_run_computes_nothing(config_path: Path, tmp_path: Path, monkeypatch):
-    computed(config_path, tmp_path / "run")
-    monkeypatch.setattr(fill, "cntk_pass", None)
-    computed(config_path, tmp_path / "run")
+def test_a_tile_is_one_pass_for_all_that_read_it(config_path: Path, tmp_path: Path, monkeypatch):
+    passes = []
+    real = filling.cntk_pass
+
+    def counted(x1, x2, job, **options):
+        passes.append((job.family, job.depths, job.readouts))
+        return real(x1, x2, job, **options)
+
+    monkeypatch.setattr(filling.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
+    monkeypatch.setattr(filling, "cntk_pass", counted)
+    table = filled(config_path, tmp_path)
+    tiles = {(p.parts[-5], p.parts[-2], p.parts[-1]) for p in chunks(tmp_path)}
+    assert len(passes) == len(tiles)
+    assert set(passes) == {("vanilla", (3, 4), ("vanilla",)), ("gap", (2, 3, 4), ("gap", "gap-nngp"))}
+    assert fill(table) == 0
+    assert len(passes) == len(tiles)
 
 
 def test_only_missing_tiles_are_computed_again_with_the_same_bits(config_path: Path, tmp_path: Path):
-    folder = tmp_path / "run"
-    config, images = computed(config_path, folder)
-    before = blocks(config, images, folder)
-    chunks = sorted(folder.glob("gram-*/*/c/0/*/*"))
-    kept = {p: p.stat().st_mtime_ns for p in chunks[::2]}
-    for path in chunks[1::2]:
+    table = filled(config_path, tmp_path)
+    before, kept = blocks(table), chunks(tmp_path)
+    gone = sorted(kept)[1::2]
+    for path in gone:
         path.unlink()
-    with pytest.raises(Incomplete, match="tiles are missing"):
-        blocks(config, images, folder)
-    computed(config_path, folder)
-    after = blocks(config, images, folder)
-    assert all(np.array_equal(before[key], after[key]) for key in before)
-    # The pooled store's tiles hold two readouts each: one that lost either is computed anew.
-    vanilla = {p: t for p, t in kept.items() if "vanilla" in p.parts}
-    assert {p: p.stat().st_mtime_ns for p in vanilla} == vanilla
+        del kept[path]
+    with pytest.raises(Incomplete, match="are missing in"):
+        blocks(table)
+    fill(table)
+    assert same(before, blocks(table))
+    assert kept.items() <= chunks(tmp_path).items()
+    assert set(gone) <= set(chunks(tmp_path))
+
+
+def test_more_depths_later_write_their_own_arrays_alone(config_path: Path, tmp_path: Path):
+    filled(config_path, tmp_path, "columns.*.depths=[3]")
+    before = chunks(tmp_path)
+    table = filled(config_path, tmp_path, "columns.*.depths=[3, 5]")
+    after = chunks(tmp_path)
+    assert before.items() <= after.items()
+    assert {p.parts[-4] for p in after.keys() - before.keys()} == {"vanilla-L5", "gap-L5", "gap-nngp-L5"}
+    fresh = filled(config_path, tmp_path / "fresh", "columns.*.depths=[3, 5]")
+    assert same(blocks(table), blocks(fresh))
+
+
+def test_fewer_depths_or_columns_ask_for_nothing(config_path: Path, tmp_path: Path, monkeypatch):
+    filled(config_path, tmp_path)
+    monkeypatch.setattr(filling, "cntk_pass", None)
+    filled(config_path, tmp_path, "columns.*.depths=[3]")
+    tree = yaml.safe_load(config_path.read_text())
+    config_path.write_text(yaml.safe_dump({**tree, "columns": tree["columns"][:1]}))
+    filled(config_path, tmp_path)
+
+
+def test_nngp_columns_take_any_store_of_the_family(config_path: Path, tmp_path: Path, monkeypatch):
+    """Alone, with its own default ends, and beside a CNTK column of other trained ends."""
+    tree = yaml.safe_load(config_path.read_text())
+    tree["columns"] = [{**tree["columns"][1], "train_last": True}, tree["columns"][2]]
+    config_path.write_text(yaml.safe_dump(tree))
+    table = filled(config_path, tmp_path)
+    assert len(list(tmp_path.glob("gram-*"))) == 1
+    config_path.write_text(yaml.safe_dump({**tree, "columns": tree["columns"][1:]}))
+    monkeypatch.setattr(filling, "cntk_pass", None)
+    alone = filled(config_path, tmp_path)
+    assert same(blocks(alone), {key: k for key, k in blocks(table).items() if key.startswith("NNGP")})
+
+
+def test_a_float64_store_serves_a_float32_request(config_path: Path, tmp_path: Path, monkeypatch):
+    filled(config_path, tmp_path, "gram.dtype=float64")
+    monkeypatch.setattr(filling, "cntk_pass", None)
+    table = filled(config_path, tmp_path)
+    sources = {table.shelf.require(request)[0].dtype for request in table.requests(True)}
+    assert sources == {"float64"}
+
+
+def test_a_float32_store_does_not_serve_a_float64_request(config_path: Path, tmp_path: Path):
+    filled(config_path, tmp_path)
+    table = table_of(config_path, tmp_path, "gram.dtype=float64")
+    assert all(table.shelf.complete(request) is None for request in table.requests(True))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_store_of_another_device_serves_where_it_is_complete(
+    config_path: Path, tmp_path: Path, monkeypatch, whole: bool, caplog
+):
+    caplog.set_level(logging.INFO, "ntk")
+    with monkeypatch.context() as patch:
+        patch.setattr("exact_ntk.table.resolve_backend", lambda *_: "reference-cuda")
+        filled(config_path, tmp_path, "gram.backend=auto")
+    if not whole:
+        for path in tmp_path.glob("gram-*/gap-L3/c/1/0"):
+            path.unlink()
+    monkeypatch.setattr("exact_ntk.table.resolve_backend", lambda *_: "reference-cpu")
+    table = filled(config_path, tmp_path, "gram.backend=auto")
+    found = {r.column: table.shelf.require(r)[0].backend for r in table.requests(True) if r.array[1] == 3}
+    assert found["CNTK-V-20"] == found["NNGP-GAP-40"] == "reference-cuda"
+    assert found["CNTK-GAP-40"] == ("reference-cuda" if whole else "reference-cpu")
+    assert any("reference-cuda float32" in line and line.endswith("done") for line in caplog.messages)
+
+
+def test_a_backend_that_is_not_admitted_serves_nothing(config_path: Path, tmp_path: Path, monkeypatch):
+    filled(config_path, tmp_path)  # reference-cpu
+    monkeypatch.setattr("exact_ntk.table.resolve_backend", lambda *_: "fused-cpu")
+    table = table_of(config_path, tmp_path, "gram.backend=fused")
+    assert all(table.shelf.complete(request) is None for request in table.requests(True))
+
+
+def test_small_columns_come_first(config_path: Path, tmp_path: Path):
+    table = table_of(config_path, tmp_path)
+    assert [r.column for r in table.requests(True)] == [
+        name for name in ("CNTK-V-20", "CNTK-GAP-40", "NNGP-GAP-40") for _ in range(2)
+    ]
+    first = [r for r in table.requests(True) if r.column == "CNTK-V-20"]
+    fill(table, first)
+    assert {p.parts[-4] for p in chunks(tmp_path)} == {"vanilla-L3", "vanilla-L4"}
+
+
+def test_a_tile_that_two_columns_read_is_computed_for_both(config_path: Path, tmp_path: Path):
+    """The first column alone is filled, but its tiles get the other column's depth in the same pass."""
+    tree = yaml.safe_load(config_path.read_text())
+    small = {"model": "cntk", "readout": "vanilla", "depths": [3], "train": {"n": 20}}
+    tree["columns"] = [small, {**small, "depths": [3, 6], "train": {"n": 40}}]
+    config_path.write_text(yaml.safe_dump(tree))
+    table = table_of(config_path, tmp_path)
+    fill(table, [r for r in table.requests() if r.column == "CNTK-V-20"])
+    tiles = {depth: {p.parts[-2:] for p in tmp_path.glob(f"gram-*/vanilla-L{depth}/c/*/*")} for depth in (3, 6)}
+    assert tiles[3] == tiles[6]
+    assert ("4", "4") not in tiles[3]
 
 
 def test_shards_share_the_work_and_leave_the_rest(config_path: Path, tmp_path: Path):
-    folder = tmp_path / "run"
-    config, images = computed(config_path, folder, shard=(1, 2))
-    left = [job.missing(folder) for job in gram_jobs(config, images, CPU)]
-    assert all(0 < missing < needed for missing, needed in left)
-    while any(missing for missing, _ in left):
-        computed(config_path, folder, shard=(1, 2))
-        computed(config_path, folder, shard=(2, 2))
-        left = [job.missing(folder) for job in gram_jobs(config, images, CPU)]
-    whole = blocks(*computed(config_path, tmp_path / "whole"), tmp_path / "whole")
-    assert all(np.array_equal(whole[key], k) for key, k in blocks(config, images, folder).items())
+    table = table_of(config_path, tmp_path)
+    left = [fill(table, shard=(k, 3)) for k in (1, 2, 3)]
+    assert left[0] > left[1] > left[2] == 0
+    assert same(blocks(table), blocks(filled(config_path, tmp_path / "whole")))
 
 
-def test_shards_that_start_at_different_times_leave_nothing_out(config_path: Path, tmp_path: Path):
-    folder = tmp_path / "run"
-    config, images = computed(config_path, folder, shard=(1, 3))
-    for k in (2, 3):
-        computed(config_path, folder, shard=(k, 3))
-    assert all(job.missing(folder)[0] == 0 for job in gram_jobs(config, images, CPU))
+def test_hosts_whose_needs_differ_leave_no_tile_to_nobody(config_path: Path, tmp_path: Path):
+    """One host has another config of the same images: it asks for less, and starts later."""
+    filled(config_path, tmp_path, shard=(1, 2))
+    filled(config_path, tmp_path, "columns.0.train.draws=1", "columns.*.depths=[3]", shard=(2, 2))
+    table = filled(config_path, tmp_path, shard=(2, 2))
+    assert same(blocks(table), blocks(filled(config_path, tmp_path / "whole")))
 
 
 def test_what_was_done_is_recorded_also_when_the_work_ends_early(config_path: Path, tmp_path: Path, monkeypatch):
-    block, left = fill.TileComputer.block, [20]
+    block, left = filling.TileComputer.block, [20]
 
-    def failing(self, rows, columns):
+    def failing(self, rows, columns, arrays):
         left[0] -= 1
         if left[0] < 0:
             raise RuntimeError("the power went")
-        return block(self, rows, columns)
+        return block(self, rows, columns, arrays)
 
-    monkeypatch.setattr(fill.TileComputer, "pairs_per_second", lambda self: 100.0)
-    monkeypatch.setattr(fill.TileComputer, "block", failing)
+    monkeypatch.setattr(filling.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
+    monkeypatch.setattr(filling.TileComputer, "block", failing)
     with pytest.raises(RuntimeError, match="power"):
-        computed(config_path, tmp_path / "run")
+        filled(config_path, tmp_path / "run")
     found = read_provenance(tmp_path / "run").values()
     assert sum(facts["tiles_computed"] for facts in found) == 20
     assert all(facts["seconds"] >= 0 and facts["device_type"] == "cpu" for facts in found)
 
 
 def test_a_kill_loses_little_of_the_record(config_path: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(fill, "SECONDS_BETWEEN_RECORDS", -1.0)
+    monkeypatch.setattr(filling, "SECONDS_BETWEEN_RECORDS", -1.0)
     found: list[int] = []
-    monkeypatch.setattr(fill, "add_provenance", lambda *_, **facts: found.append(facts["tiles_computed"]))
-    config, images = computed(config_path, tmp_path / "run")
-    assert found == [1] * sum(job.missing(tmp_path / "run")[1] for job in gram_jobs(config, images, CPU))
-
-
-def test_the_store_of_another_device_is_found(config_path: Path, tmp_path: Path, monkeypatch):
-    folder = tmp_path / "run"
-    auto = load_config(str(config_path), ["gram.backend=auto"])
-    images = load_images(auto)
-    with monkeypatch.context() as patch:
-        patch.setattr(plan, "resolve_backend", lambda *_: "reference-cuda")
-        fill.fill_stores(auto, images, folder, CPU)
-    jobs = plan.stored_jobs(auto, images, folder, CPU)
-    assert {job.backend for job in jobs} == {"reference-cuda"}
-    assert all(job.require(folder) for job in jobs)
-    other = load_config(str(config_path), ["gram.backend=reference", "order.seed=1"])
-    assert {job.backend for job in plan.stored_jobs(other, load_images(other), folder, CPU)} == {"reference-cpu"}
+    monkeypatch.setattr(filling, "add_provenance", lambda *_, **facts: found.append(facts["tiles_computed"]))
+    filled(config_path, tmp_path)
+    assert found == [1] * len({(p.parts[-5], p.parts[-2], p.parts[-1]) for p in chunks(tmp_path)})
 
 
 def test_a_changed_config_opens_a_new_store_and_names_the_old(config_path: Path, tmp_path: Path, caplog):
     caplog.set_level(logging.INFO, "ntk")
-    folder = tmp_path / "run"
-    computed(config_path, folder)
-    before = {p: p.stat().st_mtime_ns for p in folder.glob("gram-*/*/c/0/*/*")}
-    computed(config_path, folder, "order.seed=1")
-    assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert "was computed with another images and is left as it is" in caplog.text
+    filled(config_path, tmp_path)
+    before = chunks(tmp_path)
+    filled(config_path, tmp_path, "order.seed=1")
+    assert before.items() <= chunks(tmp_path).items()
+    assert "was computed with another images: left as it is" in caplog.text
+
+
+def test_stores_of_an_earlier_format_are_named_and_passed_over(config_path: Path, tmp_path: Path, caplog):
+    caplog.set_level(logging.INFO, "ntk")
+    old = tmp_path / "gram-0123456789abcdef"
+    old.mkdir()
+    filled(config_path, tmp_path)
+    assert "gram-0123456789abcdef is of an earlier format and is left as it is" in caplog.text
+    assert list(old.iterdir()) == []
+
+
+def test_a_run_of_another_name_with_the_same_tiles_is_named(config_path: Path, tmp_path: Path, caplog):
+    caplog.set_level(logging.INFO, "ntk")
+    filled(config_path, tmp_path / "old-name")
+    filled(config_path, tmp_path / "new-name")
+    assert f"{tmp_path}/old-name holds Gram matrices of the same images" in caplog.text
 
 
 def test_a_cnns_learning_rate_recomputes_no_tile(config_path: Path, tmp_path: Path):
-    import yaml
-
     tree = yaml.safe_load(config_path.read_text())
     tree["columns"].append({"model": "cnn", "readout": "gap", "depths": [3], "train": {"n": 20}})
     config_path.write_text(yaml.safe_dump(tree))
-    jobs = []
-    for lr in ("0.1", "0.2"):
-        config = load_config(str(config_path), [f"columns.3.lr=[{lr}]"])
-        jobs.append([job.fields for job in gram_jobs(config, load_images(config), CPU)])
-    assert jobs[0] == jobs[1]
+    fields = [
+        [r.sources[0].fields for r in table_of(config_path, tmp_path, f"columns.3.lr=[{lr}]").requests()]
+        for lr in ("0.1", "0.2")
+    ]
+    assert fields[0] == fields[1]
 
 
 def test_a_damaged_tile_is_set_aside_and_computed_anew(config_path: Path, tmp_path: Path, caplog):
-    folder = tmp_path / "run"
-    config, images = computed(config_path, folder)
-    before = blocks(config, images, folder)
-    victim = next(iter(sorted(folder.glob("gram-*/vanilla/c/0/1/0"))))
+    table = filled(config_path, tmp_path)
+    before, kept = blocks(table), chunks(tmp_path)
+    victim = next(iter(sorted(tmp_path.glob("gram-*/vanilla-L4/c/1/0"))))
     content = bytearray(victim.read_bytes())
     content[9] ^= 4
     victim.write_bytes(content)
-    with pytest.raises(StoreError, match=r"tile \(1, 0\) of vanilla is damaged"):
-        blocks(config, images, folder)
-    computed(config_path, folder, repair=True)
-    assert "tile (1, 0) is damaged" in caplog.text
-    after = blocks(config, images, folder)
-    assert all(np.array_equal(before[key], after[key]) for key in before)
+    with pytest.raises(StoreError, match=r"tile \(1, 0\) of vanilla-L4 is damaged"):
+        blocks(table)
+    fill(table, repair=True)
+    assert "tile (1, 0) of vanilla-L4 is damaged" in caplog.text
+    assert same(before, blocks(table))
+    del kept[victim]
+    assert kept.items() <= chunks(tmp_path).items()
 
 
-def test_an_unfit_backend_is_a_config_error(config_path: Path, monkeypatch):
+def test_an_unfit_backend_is_a_config_error(config_path: Path, tmp_path: Path, monkeypatch):
     def unfit(*args):
         raise ValueError("needs a compiler")
 
-    monkeypatch.setattr(plan, "resolve_backend", unfit)
-    config = load_config(str(config_path))
+    monkeypatch.setattr("exact_ntk.table.resolve_backend", unfit)
     with pytest.raises(ConfigError, match=r"gram\.backend: needs a compiler"):
-        gram_jobs(config, load_images(config), CPU)
+        table_of(config_path, tmp_path).requests()
 
 
 def command(config_path: Path, folder: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "exact_ntk.cli.main", "compute-gram", str(config_path), "--runs", str(folder), *more]
 
 
-def tiles_on_disk(runs: Path) -> dict[Path, int]:
-    """Finished chunks and when each was written."""
-    chunks = [p for p in runs.glob("tiny/gram-*/*/c/0/*/*") if p.name.isdigit()]
-    return {p: p.stat().st_mtime_ns for p in chunks}
-
-
 def test_killed_anywhere_and_run_again_gives_the_same_bits(config_path: Path, tmp_path: Path):
-    """kill -9 while tiles are being written, twice; two processes finish the rest together."""
-    slow = ["--set", "gram.tile=4", "--set", "columns.*.depths=[3, 6]"]
+    """kill -9 while tiles are being written, twice; two processes that ask for other depths finish the rest."""
+    slow = ["--set", "gram.tile=6", "--set", "columns.*.depths=[3, 6]"]
     runs = tmp_path / "runs"
     for _ in range(2):
         process = subprocess.Popen(command(config_path, runs, *slow), stderr=subprocess.DEVNULL)
-        enough, deadline = len(tiles_on_disk(runs)) + 3, time.monotonic() + 60
-        while len(tiles_on_disk(runs)) < enough and time.monotonic() < deadline:
+        enough, deadline = len(chunks(runs / "tiny")) + 3, time.monotonic() + 60
+        while len(chunks(runs / "tiny")) < enough and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    done = tiles_on_disk(runs)
+    done = chunks(runs / "tiny")
     assert len(done) >= 6
-    both = [subprocess.Popen(command(config_path, runs, *slow), stderr=subprocess.PIPE) for _ in range(2)]
+    more = [slow, [*slow[:3], "columns.*.depths=[3, 5]"]]
+    both = [subprocess.Popen(command(config_path, runs, *m), stderr=subprocess.PIPE) for m in more]
     assert [(p.wait(), p.stderr.read())[0] for p in both] == [0, 0]
-    assert tiles_on_disk(runs).items() >= done.items()
-    assert not list(runs.glob("tiny/gram-*/*/c/0/*/*.partial"))
-    overrides = slow[1::2]
-    fresh = blocks(*computed(config_path, tmp_path / "fresh", *overrides), tmp_path / "fresh")
-    config = load_config(str(config_path), overrides)
-    resumed = blocks(config, load_images(config), runs / "tiny")
-    assert all(np.array_equal(fresh[key], resumed[key]) for key in fresh)
+    assert done.items() <= chunks(runs / "tiny").items()
+    assert not list(runs.rglob("*.partial"))
+    for overrides in (m[1::2] for m in more):
+        fresh = filled(config_path, tmp_path / "fresh" / overrides[1], *overrides)
+        assert same(blocks(fresh), blocks(table_of(config_path, runs / "tiny", *overrides)))
 
 
-@pytest.mark.parametrize(
-    ("images", "rate", "side"),
-    [
-        (2000, 100.0, 50),  # half a minute, and 2000 is whole tiles
-        (2000, 0.1, 16),  # never so small that files are what there is most of
-        (2000, 1e9, 500),  # never so large that a kill loses much
-        (50_000, 1e9, 2500),  # nor more than 256 MiB
-        (7, 1e9, 2),
-    ],
-)
-def test_the_side_of_a_tile(images: int, rate: float, side: int):
-    all_of = np.arange(images)
-    made = Pass("gap", (3, 4, 6, 11, 21), ("gap",), False, False)
-    job = plan.GramJob(made, "reference-cpu", "float32", {}, ((all_of, all_of),), ("CNTK-GAP",))
-    assert fill.tile_side(job, rate) == side
+def test_a_kill_between_two_arrays_of_a_tile_costs_only_the_second(config_path: Path, tmp_path: Path, monkeypatch):
+    real, written = GramStore.write, []
+
+    class Killed(BaseException):
+        pass
+
+    def cut_short(self, tile, values):
+        written.append((tile, list(values)))
+        first = next(iter(values))
+        real(self, tile, {first: values[first]})
+        raise Killed
+
+    monkeypatch.setattr(GramStore, "write", cut_short)
+    with pytest.raises(Killed):
+        filled(config_path, tmp_path)
+    before, cut = chunks(tmp_path), dict(written)
+    assert len(before) == len(cut) > 0
+    written.clear()
+    monkeypatch.setattr(GramStore, "write", lambda *a: written.append((a[1], list(a[2]))) or real(*a))
+    table = filled(config_path, tmp_path)
+    again = dict(written)
+    assert all(again[tile] == arrays[1:] for tile, arrays in cut.items())
+    assert before.items() <= chunks(tmp_path).items()
+    assert same(blocks(table), blocks(filled(config_path, tmp_path / "whole")))

@@ -10,18 +10,17 @@ import pytest
 import torch
 import yaml
 
-from exact_ntk.config import Config
-from exact_ntk.draws import OrderedImages, load_images
 from exact_ntk.errors import ConfigError, NtkError, StoreError
 from exact_ntk.locks import try_lock
 from exact_ntk.networks import cell as cells
 from exact_ntk.networks import stage
-from exact_ntk.networks.cell import ALL, FIT, RunKey, network_cells
+from exact_ntk.networks.cell import ALL, FIT, RunKey
 from exact_ntk.networks.stage import Only, train_cells
 from exact_ntk.networks.training import TrainingRun
 from exact_ntk.report.collect import collect
-from exact_ntk.settings import load_config
 from exact_ntk.standard_error import standard_error
+from exact_ntk.table import Table
+from tests.made_up import table_of
 
 CPU = torch.device("cpu")
 
@@ -38,9 +37,12 @@ def cnn_config(tmp_path: Path, npz: Path) -> Path:
     return path
 
 
-def prepared(path: Path, *overrides: str) -> tuple[Config, OrderedImages]:
-    config = load_config(str(path), list(overrides))
-    return config, load_images(config)
+def prepared(path: Path, folder: Path, *overrides: str) -> Table:
+    return table_of(path, folder, *overrides)
+
+
+def train(table: Table, only: Only | None = None) -> int:
+    return train_cells(table.network_cells, table.device, only)
 
 
 def runs_on_disk(folder: Path, part: str = "all") -> list[str]:
@@ -48,9 +50,9 @@ def runs_on_disk(folder: Path, part: str = "all") -> list[str]:
 
 
 def test_a_cell_is_the_mean_over_its_seeds(cnn_config: Path, tmp_path: Path):
-    config, images = prepared(cnn_config)
-    assert train_cells(config, images, tmp_path, CPU) == 2
-    found = collect(config, images, tmp_path, CPU)
+    table = prepared(cnn_config, tmp_path)
+    assert train(table) == 2
+    found = collect(table)
     (record,) = found.results.records
     assert record.accuracy == pytest.approx(np.mean([r.accuracy for r in record.runs]))
     assert record.std == pytest.approx(np.std([r.accuracy for r in record.runs], ddof=1))
@@ -66,20 +68,20 @@ def test_a_cell_is_the_mean_over_its_seeds(cnn_config: Path, tmp_path: Path):
 
 
 def test_no_run_is_trained_twice_and_only_what_changed_anew(cnn_config: Path, tmp_path: Path):
-    config, images = prepared(cnn_config)
-    train_cells(config, images, tmp_path, CPU)
-    assert train_cells(config, images, tmp_path, CPU) == 0
-    more_seeds, _ = prepared(cnn_config, "columns.0.seeds=3")
-    assert train_cells(more_seeds, images, tmp_path, CPU) == 1
-    other, _ = prepared(cnn_config, "columns.0.lr=[0.1]")
-    assert train_cells(other, images, tmp_path, CPU) == 2
+    table = prepared(cnn_config, tmp_path)
+    train(table)
+    assert train(table) == 0
+    more_seeds = prepared(cnn_config, tmp_path, "columns.0.seeds=3")
+    assert train(more_seeds) == 1
+    other = prepared(cnn_config, tmp_path, "columns.0.lr=[0.1]")
+    assert train(other) == 2
 
 
 def test_the_rate_is_chosen_on_held_out_training_images(cnn_config: Path, tmp_path: Path):
-    config, images = prepared(cnn_config, "columns.0.lr=[0.001, 0.25]", "columns.0.epochs=15", "columns.0.holdout=0.3")
-    assert train_cells(config, images, tmp_path, CPU) == 2 + 2
+    table = prepared(cnn_config, tmp_path, "columns.0.lr=[0.001, 0.25]", "columns.0.epochs=15", "columns.0.holdout=0.3")
+    assert train(table) == 2 + 2
     assert len(runs_on_disk(tmp_path, "fit")) == 2
-    (cell,) = network_cells(config, images, tmp_path)
+    (cell,) = table.network_cells
     assert not set(cell.fit) & set(cell.held_out)
     assert set(cell.fit) | set(cell.held_out) == set(cell.draw.train)
     scores = {lr: cell.trained(RunKey(lr, 0, FIT)).result.accuracy for lr in (0.001, 0.25)}
@@ -89,9 +91,9 @@ def test_the_rate_is_chosen_on_held_out_training_images(cnn_config: Path, tmp_pa
 
 
 def test_the_papers_rule_uses_every_run_and_is_marked(cnn_config: Path, tmp_path: Path):
-    config, images = prepared(cnn_config, "columns.0.lr=[0.01, 0.25]", "columns.0.select=test")
-    assert train_cells(config, images, tmp_path, CPU) == 4
-    (cell,) = network_cells(config, images, tmp_path)
+    table = prepared(cnn_config, tmp_path, "columns.0.lr=[0.01, 0.25]", "columns.0.select=test")
+    assert train(table) == 4
+    (cell,) = table.network_cells
     means = {lr: np.mean([cell.trained(RunKey(lr, s, ALL)).result.accuracy for s in range(2)]) for lr in (0.01, 0.25)}
     record = cell.record()[0]
     assert record.lr_rule == "test"
@@ -99,18 +101,18 @@ def test_the_papers_rule_uses_every_run_and_is_marked(cnn_config: Path, tmp_path
 
 
 def test_a_diverging_rate_is_said_reported_and_averaged_into_nothing(cnn_config: Path, tmp_path: Path, caplog):
-    config, images = prepared(cnn_config, "columns.0.lr=[0.25, 1000.0]", "columns.0.holdout=0.3")
-    train_cells(config, images, tmp_path, CPU)
+    table = prepared(cnn_config, tmp_path, "columns.0.lr=[0.25, 1000.0]", "columns.0.holdout=0.3")
+    train(table)
     assert any("lr" in line and "diverged in epoch" in line for line in caplog.messages)
-    (record,) = collect(config, images, tmp_path, CPU).results.records
+    (record,) = collect(table).results.records
     assert record.lr_share == pytest.approx(0.25)
     assert [d.lr_share for d in record.diverged] == [pytest.approx(1000)]
 
 
 def test_the_error_of_a_cell_is_that_of_its_images_and_seeds(cnn_config: Path, tmp_path: Path):
-    config, images = prepared(cnn_config, "columns.0.seeds=3")
-    train_cells(config, images, tmp_path, CPU)
-    (cell,) = network_cells(config, images, tmp_path)
+    table = prepared(cnn_config, tmp_path, "columns.0.seeds=3")
+    train(table)
+    (cell,) = table.network_cells
     runs = [cell.trained(RunKey(0.25, seed, ALL)) for seed in range(3)]
     for run in runs:
         assert 100 * np.mean(run.right) == pytest.approx(run.result.accuracy)
@@ -122,9 +124,9 @@ def test_the_error_of_a_cell_is_that_of_its_images_and_seeds(cnn_config: Path, t
 def test_a_cell_is_named_by_how_its_rate_was_chosen_too(cnn_config: Path, tmp_path: Path):
     names = set()
     for rates, holdout in ([0.25], 0.3), ([0.25, 1000.0], 0.3), ([0.25, 1000.0], 0.4):
-        config, images = prepared(cnn_config, f"columns.0.lr={rates}", f"columns.0.holdout={holdout}")
-        train_cells(config, images, tmp_path, CPU)
-        (cell,) = network_cells(config, images, tmp_path)
+        table = prepared(cnn_config, tmp_path, f"columns.0.lr={rates}", f"columns.0.holdout={holdout}")
+        train(table)
+        (cell,) = table.network_cells
         record = cell.record()[0]
         assert record.lr_share == pytest.approx(0.25)
         names.add(record.fingerprint)
@@ -134,7 +136,7 @@ def test_a_cell_is_named_by_how_its_rate_was_chosen_too(cnn_config: Path, tmp_pa
 def test_a_network_dead_at_initialisation_costs_its_own_cell_alone(
     cnn_config: Path, tmp_path: Path, monkeypatch, caplog
 ):
-    config, images = prepared(cnn_config, "columns.0.depths=[3, 4]")
+    table = prepared(cnn_config, tmp_path, "columns.0.depths=[3, 4]")
     alive = cells.build_network
 
     def dead_at_depth_3(setting, data):
@@ -145,52 +147,52 @@ def test_a_network_dead_at_initialisation_costs_its_own_cell_alone(
         return net
 
     monkeypatch.setattr(cells, "build_network", dead_at_depth_3)
-    assert train_cells(config, images, tmp_path, CPU) == 4
-    found = collect(config, images, tmp_path, CPU).results
+    assert train(table) == 4
+    found = collect(table).results
     assert [r.depth for r in found.records] == [4]
     (missing,) = found.missing
     assert missing.depth == 3
     assert "ReLUs are dead" in missing.needs
     assert "depth 3: the gradient at initialisation is 0" in caplog.text
-    assert train_cells(config, images, tmp_path, CPU) == 0
+    assert train(table) == 0
 
 
 def test_what_killed_writers_left_is_removed(cnn_config: Path, tmp_path: Path):
-    config, images = prepared(cnn_config)
-    (cell,) = network_cells(config, images, tmp_path)
+    table = prepared(cnn_config, tmp_path)
+    (cell,) = table.network_cells
     record = cell.path(RunKey(0.25, 0, ALL))
     record.parent.mkdir(parents=True)
     for path in (record, record.with_suffix(".pt")):
         (record.parent / f".{path.name}.x1y2.partial").write_bytes(b"half")
     other = record.parent / ".other.json.x1y2.partial"
     other.write_bytes(b"of another process at work")
-    train_cells(config, images, tmp_path, CPU)
+    train(table)
     assert list(record.parent.glob(".*.partial")) == [other]
 
 
 def test_where_every_rate_diverges_the_cell_says_so(cnn_config: Path, tmp_path: Path, caplog):
-    config, images = prepared(cnn_config, "columns.0.lr=[1.0e+4]")
-    train_cells(config, images, tmp_path, CPU)
-    found = collect(config, images, tmp_path, CPU).results
+    table = prepared(cnn_config, tmp_path, "columns.0.lr=[1.0e+4]")
+    train(table)
+    found = collect(table).results
     assert found.records == []
     assert "every run at the chosen learning rate diverged" in found.missing[0].needs
     assert "every run at the chosen learning rate diverged" in caplog.text
 
 
 def test_absolute_rates_are_taken_as_they_are(cnn_config: Path, tmp_path: Path):
-    config, images = prepared(cnn_config, "columns.0.lr=[0.01]", "columns.0.lr_unit=absolute")
-    train_cells(config, images, tmp_path, CPU)
-    (record,) = collect(config, images, tmp_path, CPU).results.records
+    table = prepared(cnn_config, tmp_path, "columns.0.lr=[0.01]", "columns.0.lr_unit=absolute")
+    train(table)
+    (record,) = collect(table).results.records
     assert (record.lr, record.lr_unit) == (0.01, "absolute")
     assert "summed over outputs, mean over the batch" in record.loss
 
 
 def test_only_the_runs_asked_for_are_trained(cnn_config: Path, tmp_path: Path):
-    config, images = prepared(cnn_config, "columns.0.depths=[3, 4]")
-    only = Only.parse("CNN-GAP-30/4", 0.25, 1, config)
-    assert train_cells(config, images, tmp_path, CPU, only) == 1
+    table = prepared(cnn_config, tmp_path, "columns.0.depths=[3, 4]")
+    only = Only.parse("CNN-GAP-30/4", 0.25, 1, table.network_cells)
+    assert train(table, only) == 1
     (name,) = runs_on_disk(tmp_path)
-    assert name.startswith("CNN-GAP-30-L4-lr0.25-all-s1-")
+    assert name.startswith("gap-L4-w6-lr0.25-all-s1-")
 
 
 @pytest.mark.parametrize(
@@ -202,45 +204,52 @@ def test_only_the_runs_asked_for_are_trained(cnn_config: Path, tmp_path: Path):
         (None, None, 5, "seeds run from 0 to 1"),
     ],
 )
-def test_a_filter_that_fits_nothing_is_refused(cnn_config: Path, only, lr, seed, words: str):
+def test_a_filter_that_fits_nothing_is_refused(cnn_config: Path, tmp_path: Path, only, lr, seed, words: str):
     with pytest.raises(ConfigError, match=words):
-        Only.parse(only, lr, seed, load_config(str(cnn_config)))
+        Only.parse(only, lr, seed, prepared(cnn_config, tmp_path).network_cells)
 
 
 def test_an_unwritable_folder_and_too_small_a_holdout_are_named(cnn_config: Path, tmp_path: Path):
-    config, images = prepared(cnn_config)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(NtkError, match=r"cannot write .*file/cnn"):
-        train_cells(config, images, tmp_path / "file", CPU)
-    config, images = prepared(cnn_config, "columns.0.lr=[0.1, 0.2]", "columns.0.holdout=0.001")
+    table = prepared(cnn_config, tmp_path)
+    (tmp_path / "cnn").write_text("")
+    with pytest.raises(NtkError, match=r"cannot write .*/cnn"):
+        train(table)
+    table = prepared(cnn_config, tmp_path, "columns.0.lr=[0.1, 0.2]", "columns.0.holdout=0.001")
     with pytest.raises(ConfigError, match="holdout"):
-        train_cells(config, images, tmp_path, CPU)
+        train(table)
 
 
 def test_a_checkpoint_of_another_config_is_named_with_what_differs(cnn_config: Path, tmp_path: Path):
-    config, images = prepared(cnn_config)
-    other, _ = prepared(cnn_config, "columns.0.momentum=0.9")
-    (cell,), (another,) = (network_cells(c, images, tmp_path) for c in (config, other))
+    table = prepared(cnn_config, tmp_path)
+    other = prepared(cnn_config, tmp_path, "columns.0.momentum=0.9")
+    (cell,), (another,) = (t.network_cells for t in (table, other))
     path = cell.path(RunKey(0.25, 0, ALL)).with_suffix(".pt")
     path.parent.mkdir()
     TrainingRun(another.setting(1.0, 0), another.data(ALL, CPU), another.fields(RunKey(0.25, 0, ALL))).save(path)
     with pytest.raises(StoreError, match=rf"{path}: delete it .* another momentum"):
-        train_cells(config, images, tmp_path, CPU)
+        train(table)
 
 
 def test_every_width_is_a_cell_of_its_own(cnn_config: Path, tmp_path: Path):
-    config, images = prepared(cnn_config, "columns.0.width=[4, 6]", "columns.0.seeds=1")
-    assert train_cells(config, images, tmp_path, CPU, Only.parse("CNN-GAP-30-w6", None, None, config)) == 1
-    assert train_cells(config, images, tmp_path, CPU) == 1
-    narrow, wide = collect(config, images, tmp_path, CPU).results.records
+    table = prepared(cnn_config, tmp_path, "columns.0.width=[4, 6]", "columns.0.seeds=1")
+    assert train(table, Only.parse("CNN-GAP-30-w6", None, None, table.network_cells)) == 1
+    assert train(table) == 1
+    narrow, wide = collect(table).results.records
     assert [(r.column, r.width) for r in (narrow, wide)] == [("CNN-GAP-30-w4", 4), ("CNN-GAP-30-w6", 6)]
     assert narrow.parameters == 9 * (4 + 4 * 4) + 4 * 10
     assert narrow.lr != wide.lr
 
 
+def test_a_second_width_or_a_new_name_retrains_nothing(cnn_config: Path, tmp_path: Path):
+    """Networks that share a name add their width to it, once there are several."""
+    assert train(prepared(cnn_config, tmp_path)) == 2
+    assert train(prepared(cnn_config, tmp_path, "columns.0.width=[6, 4]")) == 2
+    assert train(prepared(cnn_config, tmp_path, "columns.0.name=another")) == 0
+
+
 def test_a_run_that_another_process_holds_is_left_to_it_and_waited_for(cnn_config: Path, tmp_path: Path, monkeypatch):
-    config, images = prepared(cnn_config)
-    (cell,) = network_cells(config, images, tmp_path)
+    table = prepared(cnn_config, tmp_path)
+    (cell,) = table.network_cells
     held = cell.path(RunKey(0.25, 0, ALL))
     looks: list[float] = []
     other = try_lock(held.with_suffix(".lock"))
@@ -251,7 +260,7 @@ def test_a_run_that_another_process_holds_is_left_to_it_and_waited_for(cnn_confi
         other.release()
 
     monkeypatch.setattr(stage.time, "sleep", look)
-    assert train_cells(config, images, tmp_path, CPU) == 2
+    assert train(table) == 2
     assert len(looks) == 1
     assert len(runs_on_disk(tmp_path)) == 2
 
@@ -261,11 +270,10 @@ import sys
 from pathlib import Path
 import torch
 from exact_ntk.networks.stage import train_cells
-from exact_ntk.settings import load_config
-from exact_ntk.draws import load_images
+from tests.made_up import table_of
 torch.set_num_threads(1)
-config = load_config(sys.argv[1], ["columns.0.seeds=6"])
-print(train_cells(config, load_images(config), Path(sys.argv[2]), torch.device("cpu")))
+table = table_of(sys.argv[1], Path(sys.argv[2]), "columns.0.seeds=6")
+print(train_cells(table.network_cells, table.device))
 """
 
 
@@ -276,11 +284,10 @@ def test_two_processes_share_a_sweep(cnn_config: Path, tmp_path: Path):
     trained = [int(process.communicate()[0]) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sum(trained) == 6
-    config, images = prepared(cnn_config, "columns.0.seeds=6")
-    assert train_cells(config, images, tmp_path / "shared", CPU) == 0
-    (alone,) = network_cells(config, images, tmp_path / "alone")
-    train_cells(config, images, tmp_path / "alone", CPU, Only(seed=4))
-    (shared,) = network_cells(config, images, tmp_path / "shared")
+    together, apart = (prepared(cnn_config, tmp_path / name, "columns.0.seeds=6") for name in ("shared", "alone"))
+    assert train(together) == 0
+    assert train(apart, Only(seed=4)) == 1
+    (shared,), (alone,) = together.network_cells, apart.network_cells
     one, other = (cell.trained(RunKey(0.25, 4, ALL)) for cell in (alone, shared))
     # Another number of threads, hence other rounding: a step or two of three epochs on 30 images.
     assert one.result.history.loss == pytest.approx(other.result.history.loss, rel=1e-3)
@@ -290,12 +297,12 @@ def test_two_processes_share_a_sweep(cnn_config: Path, tmp_path: Path):
 
 def test_the_cost_is_said_before_anything_is_trained(cnn_config: Path, tmp_path: Path, caplog):
     caplog.set_level(logging.INFO, "ntk")
-    config, images = prepared(cnn_config)
-    train_cells(config, images, tmp_path, CPU)
+    table = prepared(cnn_config, tmp_path)
+    train(table)
     said = caplog.messages
     assert said[0].startswith("CNN-GAP-30/3: 2 runs of 30 images and at most 3 epochs; ")
     assert all(word in said[0] for word in ("parameters", "FLOP", "images/s", "MiB"))
     assert "in all" in said[1]
     caplog.clear()
-    train_cells(config, images, tmp_path, CPU)
+    train(table)
     assert caplog.messages == []

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from exact_ntk.draws import draw, load_images
+from exact_ntk.draws import draw
 from exact_ntk.errors import ConfigError, NtkError
-from exact_ntk.gram.fill import fill_stores
 from exact_ntk.gram.store import GramStore
 from exact_ntk.kernels import cntk
 from exact_ntk.records import EarlyStopped
@@ -21,29 +20,28 @@ from exact_ntk.regression.stage import solve_cells
 from exact_ntk.report.collect import collect
 from exact_ntk.report.tables import notes
 from exact_ntk.settings import load_config
+from exact_ntk.table import Table
+from tests.made_up import fill, table_of
 
-CPU = torch.device("cpu")
 COLUMN = "CNTK-V-20"
 
 
-def solved(config_path: Path, folder: Path, *overrides: str):
-    config = load_config(str(config_path), list(overrides))
-    images = load_images(config)
-    fill_stores(config, images, folder, CPU)
-    count = solve_cells(config, images, folder, CPU)
-    return config, images, count
+def solved(config_path: Path, folder: Path, *overrides: str) -> tuple[Table, int]:
+    table = table_of(config_path, folder, *overrides)
+    fill(table, every=False)
+    return table, solve_cells(table.kernel_cells, table.device)
 
 
-def records(config, images, folder: Path) -> dict:
-    return {(r.column, r.depth): r for r in collect(config, images, folder, CPU).results.records}
+def records(table: Table) -> dict:
+    return {(r.column, r.depth): r for r in collect(table).results.records}
 
 
 def test_it_is_gradient_flow_on_what_is_not_held_out(config_path: Path, tmp_path: Path):
-    config, images, _ = solved(config_path, tmp_path, "columns.0.early_stopping.holdout=0.25")
-    record = records(config, images, tmp_path)[COLUMN, 4]
+    table, _ = solved(config_path, tmp_path, "columns.0.early_stopping.holdout=0.25")
+    record, images = records(table)[COLUMN, 4], table.images
     found = [d.early_stopping for d in record.by_draw]
     for k, early in enumerate(found):
-        d = draw(images, config.columns[0], COLUMN, k)
+        d = draw(images, table.config.columns[0], COLUMN, k)
         held_out, fit = d.train[:5], d.train[5:]
         options = dict(depths=(4,), readouts=("vanilla",), backend="reference")
         k_fit, k_held_out, k_test = (cntk(images.x[s], images.x[fit], **options)[0, 0] for s in (fit, held_out, d.test))
@@ -59,29 +57,29 @@ def test_it_is_gradient_flow_on_what_is_not_held_out(config_path: Path, tmp_path
 
 
 def test_the_notes_tell_it_for_every_cell_that_has_it(config_path: Path, tmp_path: Path):
-    config, images, _ = solved(config_path, tmp_path, "columns.0.early_stopping={}")
-    results = collect(config, images, tmp_path, CPU).results
+    table, _ = solved(config_path, tmp_path, "columns.0.early_stopping={}")
+    results = collect(table).results
     lines = [line for line in notes(results) if "held-out training images" in line]
     assert [line.split(":")[0] for line in lines] == [f"{COLUMN} at depth 3", f"{COLUMN} at depth 4"]
     assert "2 held-out" in lines[0]
 
 
 def test_only_the_columns_that_ask_for_it_are_solved_anew(config_path: Path, tmp_path: Path):
-    config, images, count = solved(config_path, tmp_path)
-    assert count == 6
-    before = records(config, images, tmp_path)
+    table, count = solved(config_path, tmp_path)
+    assert count == 8
+    before = records(table)
     assert all(record.early_stopping is None for record in before.values())
-    assert "early_stopping" not in json.dumps(config.resolved())
-    asked, _, count = solved(config_path, tmp_path, "columns.0.early_stopping.holdout=0.25")
-    assert count == 2
-    after = records(asked, images, tmp_path)
+    assert "early_stopping" not in json.dumps(table.config.resolved())
+    asked, count = solved(config_path, tmp_path, "columns.0.early_stopping.holdout=0.25")
+    assert count == 4
+    after = records(asked)
     for key, record in before.items():
         changed = key[0] == COLUMN
         assert (after[key].fingerprint != record.fingerprint) == changed
         assert after[key].accuracy == record.accuracy
         if not changed:
             assert after[key] == record
-    assert solved(config_path, tmp_path, "columns.0.early_stopping.holdout=0.3")[2] == 2
+    assert solved(config_path, tmp_path, "columns.0.early_stopping.holdout=0.3")[1] == 4
 
 
 def test_a_ridge_is_that_of_the_solve():
@@ -120,8 +118,8 @@ def test_mistakes_are_named(config_path: Path, tmp_path: Path):
 
 def test_a_matrix_without_a_flow_keeps_its_regression(config_path: Path, tmp_path: Path, monkeypatch, caplog):
     monkeypatch.setattr(GramStore, "read", lambda self, readout, depth, rows, columns: -np.eye(len(rows), len(columns)))
-    config, images, _ = solved(config_path, tmp_path, "columns.0.early_stopping={}")
-    results = collect(config, images, tmp_path, CPU).results
+    table, _ = solved(config_path, tmp_path, "columns.0.early_stopping={}")
+    results = collect(table).results
     record = results.cell(COLUMN, 4)
     assert record.indefinite
     assert record.early_stopping is None
@@ -139,8 +137,8 @@ def test_draws_without_a_flow_are_counted(config_path: Path, tmp_path: Path, mon
         return real(*arguments)
 
     monkeypatch.setattr(early_stopping, "stop_early", every_other)
-    config, images, _ = solved(config_path, tmp_path, "columns.0.early_stopping={}")
-    results = collect(config, images, tmp_path, CPU).results
+    table, _ = solved(config_path, tmp_path, "columns.0.early_stopping={}")
+    results = collect(table).results
     stopped = results.cell(COLUMN, 3).early_stopping
     assert (stopped.draws, stopped.draws_without_flow) == (1, 1)
     assert "1 of 2 draws have no gradient flow and are left out" in "\n".join(notes(results))

@@ -112,9 +112,10 @@ def test_works_from_a_gram_store(tmp_path):
     x = torch.cat([torch.from_numpy(arrays[key]).permute(0, 3, 1, 2).float() / 255 for key in ("x_train", "x_test")])
     k = cntk(x, x[:40], depths=(3,), readouts=("vanilla",))
     fields = {"images": "digits", "readouts": ["vanilla"], "depths": [3], "train_images": 40, "test_images": 20}
-    store = stores.create(stores.store_path(tmp_path, fields), fields, 16, np.arange(60))
+    store = stores.make(tmp_path, fields, 16, np.arange(60))
+    store.add(("vanilla", 3))
     for tile in store.shape.covering(np.arange(60), np.arange(40)):
-        store.write(tile, k.numpy()[(..., *store.shape.bounds(tile))])
+        store.write(tile, {("vanilla", 3): k.numpy()[(0, 0, *store.shape.bounds(tile))]})
     whole = torch.from_numpy(stores.open(store.path).read("vanilla", 3, np.arange(60), np.arange(40)))
     flow = GradientFlow(whole[:40], targets(arrays["y_train"], 10))
     found = flow.early_stopping(whole[40:], torch.from_numpy(arrays["y_test"]))

@@ -1,107 +1,237 @@
-"""The solve stage: records that hold what a rerun must reproduce, and nothing solved twice or too early."""
+"""The solve stage: what is kept of a draw, and nothing solved twice, too early, or lost with its store."""
 
+import contextlib
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from exact_ntk.draws import draw, load_images
 from exact_ntk.errors import Incomplete, NtkError, StoreError
-from exact_ntk.gram.fill import fill_stores
+from exact_ntk.gram import fill as filling
 from exact_ntk.gram.store import GramStore
 from exact_ntk.kernels import cntk
+from exact_ntk.locks import try_lock
+from exact_ntk.records import KernelRecord
+from exact_ntk.regression import stage
 from exact_ntk.regression.solve import targets
 from exact_ntk.regression.stage import solve_cells
 from exact_ntk.report.collect import collect
-from exact_ntk.settings import load_config
+from exact_ntk.standard_error import standard_error
+from exact_ntk.table import Table
+from tests.made_up import fill, table_of
 
-CPU = torch.device("cpu")
+
+def solve(table: Table) -> int:
+    return solve_cells(table.kernel_cells, table.device)
 
 
-def prepared(config_path: Path, folder: Path, *overrides: str):
-    config = load_config(str(config_path), list(overrides))
-    images = load_images(config)
-    fill_stores(config, images, folder, CPU)
-    return config, images
+def prepared(config_path: Path, folder: Path, *overrides: str) -> Table:
+    table = table_of(config_path, folder, *overrides)
+    fill(table, every=False)
+    return table
+
+
+def records(table: Table) -> list[KernelRecord]:
+    return collect(table).results.records
 
 
 def test_a_cell_is_kernel_regression_on_its_draws(config_path: Path, tmp_path: Path):
-    config, images = prepared(config_path, tmp_path)
-    assert solve_cells(config, images, tmp_path, CPU) == 6
-    found = collect(config, images, tmp_path, CPU).results
+    table = prepared(config_path, tmp_path)
+    assert solve(table) == 8  # two depths of two draws and of two single ones
+    found = collect(table).results
     assert not found.missing
     record = found.cell("CNTK-V-20", 4)
-    expected = []
-    for k in range(2):
-        d = draw(images, config.columns[0], "CNTK-V-20", k)
-        x, options = images.x, dict(depths=(4,), readouts=("vanilla",), backend="reference")
-        alpha = torch.linalg.solve(cntk(x[d.train], **options)[0, 0], targets(images.y[d.train], 10))
+    cell = next(c for c in table.kernel_cells if (c.name, c.depth) == ("CNTK-V-20", 4))
+    expected, right = [], []
+    for d in cell.draws:
+        x, options = table.images.x, dict(depths=(4,), readouts=("vanilla",), backend="reference")
+        y = table.images.y
+        alpha = torch.linalg.solve(cntk(x[d.train], **options)[0, 0], targets(y[d.train], 10))
         outputs = cntk(x[d.test], x[d.train], **options)[0, 0] @ alpha
-        expected.append(100 * float(np.mean(outputs.argmax(1).numpy() == images.y[d.test])))
+        right.append((outputs.argmax(1).numpy() == y[d.test]).astype(float))
+        expected.append(100 * float(np.mean(right[-1])))
     assert [r.accuracy for r in record.by_draw] == pytest.approx(expected)
     assert record.accuracy == pytest.approx(np.mean(expected))
     assert record.std == pytest.approx(np.std(expected, ddof=1))
+    assert record.standard_error == pytest.approx(standard_error([d.test for d in cell.draws], right))
     assert (record.n_train, record.n_test, record.draws) == (20, 70, 2)
-    assert all(r.residual < 1e-9 and r.condition > 1 for r in record.by_draw)
+    assert all(r.residual < 1e-9 for r in record.by_draw)
 
 
-def test_predictions_are_saved_with_their_images(config_path: Path, tmp_path: Path):
-    config, images = prepared(config_path, tmp_path)
-    solve_cells(config, images, tmp_path, CPU)
-    (path,) = (tmp_path / "solve").glob("CNTK-GAP-40-L3-*.npz")
-    with np.load(path, allow_pickle=False) as saved:
-        outputs, labels = saved["outputs_0"], saved["label_0"]
-        assert outputs.shape == (30, 10)
-        record = collect(config, images, tmp_path, CPU).results.cell("CNTK-GAP-40", 3)
-        assert 100 * np.mean(outputs.argmax(1) == labels) == pytest.approx(record.accuracy)
-        assert saved["from_test_set_0"].all()
+def test_what_is_kept_of_a_draw_needs_no_store_any_more(config_path: Path, tmp_path: Path):
+    table = prepared(config_path, tmp_path)
+    cell = next(c for c in table.kernel_cells if (c.name, c.depth) == ("CNTK-GAP-40", 3))
+    _, store = table.shelf.require(cell.request([0]))
+    d = cell.draws[0]
+    k, k_test = store.read("gap", 3, d.train, d.train), store.read("gap", 3, d.test, d.train)
+    solve(table)
+    before = collect(table)
+    for gone in tmp_path.glob("gram-*"):
+        shutil.rmtree(gone)
+    (kept,), record = cell.arrays(), cell.record()[0]
+    np.testing.assert_allclose(k @ kept["alpha"], targets(table.images.y[d.train], 10), atol=1e-9)
+    np.testing.assert_allclose(k_test @ kept["alpha"], kept["outputs"], rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(kept["train_index"], table.images.image_index[d.train])
+    np.testing.assert_array_equal(kept["test_index"], table.images.image_index[d.test])
+    np.testing.assert_array_equal(kept["label"], table.images.y[d.test])
+    assert kept["from_test_set"].all()
+    assert 100 * np.mean(kept["outputs"].argmax(1) == kept["label"]) == pytest.approx(record.accuracy)
+    eigenvalues = np.linalg.eigvalsh(k)
+    (draw,) = record.by_draw
+    assert draw.largest_eigenvalue == pytest.approx(eigenvalues[-1], rel=0.05)
+    assert draw.smallest_eigenvalue == pytest.approx(eigenvalues[0], rel=0.05)
+    assert draw.condition == draw.largest_eigenvalue / draw.smallest_eigenvalue
+    order = np.argsort(table.images.y[d.train], kind="stable")
+    scale = np.sqrt(np.diagonal(k))
+    np.testing.assert_allclose(kept["heat_map"], (k / scale / scale[:, None])[np.ix_(order, order)], rtol=1e-6)
+    after = collect(table_of(config_path, tmp_path))
+    assert after.results == before.results
+    np.testing.assert_array_equal(after.heat_map.k, before.heat_map.k)
+
+
+def test_a_finished_cell_asks_for_no_tile_unless_all_are_wanted(config_path: Path, tmp_path: Path, monkeypatch):
+    solve(prepared(config_path, tmp_path))
+    for gone in tmp_path.glob("gram-*"):
+        shutil.rmtree(gone)
+    table = table_of(config_path, tmp_path)
+    assert table.requests() == []
+    assert len(table.requests(every=True)) == 6
+
+
+def test_a_heat_map_is_small(config_path: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(stage, "HEAT_MAP_IMAGES", 8)
+    table = prepared(config_path, tmp_path)
+    solve(table)
+    found = collect(table).heat_map
+    assert found.k.shape == (8, 8)
+    assert list(found.y) == sorted(found.y)
+    np.testing.assert_allclose(np.diagonal(found.k), 1, rtol=1e-6)
 
 
 def test_nothing_is_solved_twice_and_a_new_ridge_only_what_it_changes(config_path: Path, tmp_path: Path):
-    config, images = prepared(config_path, tmp_path)
-    solve_cells(config, images, tmp_path, CPU)
-    assert solve_cells(config, images, tmp_path, CPU) == 0
-    ridge = load_config(str(config_path), ["columns.1.ridge=0.5"])
-    assert solve_cells(ridge, images, tmp_path, CPU) == 2
+    assert solve(prepared(config_path, tmp_path)) == 8
+    assert solve(prepared(config_path, tmp_path)) == 0
+    assert solve(prepared(config_path, tmp_path, "columns.1.ridge=0.5")) == 2
 
 
-def test_nothing_is_solved_before_every_tile_is_there(config_path: Path, tmp_path: Path):
-    config = load_config(str(config_path))
-    images = load_images(config)
+def test_one_more_draw_is_one_more_system(config_path: Path, tmp_path: Path):
+    solve(prepared(config_path, tmp_path))
+    more = prepared(config_path, tmp_path, "columns.0.train.draws=3")
+    assert solve(more) == 2  # a draw at two depths
+    assert next(r for r in records(more) if r.column == "CNTK-V-20").draws == 3
+
+
+def test_names_are_no_part_of_what_is_done(config_path: Path, tmp_path: Path, monkeypatch):
+    """A renamed column, config and folder: nothing is computed or solved."""
+    solve(prepared(config_path, tmp_path / "runs" / "tiny"))
+    before = records(table_of(config_path, tmp_path / "runs" / "tiny"))
+    (tmp_path / "runs" / "tiny").rename(tmp_path / "runs" / "other")
+    monkeypatch.setattr(filling, "cntk_pass", None)
+    tree = yaml.safe_load(config_path.read_text())
+    tree["name"] = "other"
+    for k, column in enumerate(tree["columns"]):
+        column["name"] = f"column-{k}"
+    config_path.write_text(yaml.safe_dump(tree))
+    table = prepared(config_path, tmp_path / "runs" / "other")
+    assert solve(table) == 0
+    after = records(table)
+    assert [r.fingerprint for r in after] == [r.fingerprint for r in before]
+    assert [r.column for r in after] == [f"column-{k}" for k in range(3) for _ in range(2)]
+
+
+def test_what_is_there_is_solved_and_the_rest_is_said(config_path: Path, tmp_path: Path):
+    """One missing tile of the pooled store blocks neither the vanilla cells nor the other depth."""
+    table = table_of(config_path, tmp_path)
     with pytest.raises(Incomplete, match="no Gram matrix yet: run `ntk compute-gram`"):
-        solve_cells(config, images, tmp_path, CPU)
+        solve(table)
     prepared(config_path, tmp_path)
-    next(tmp_path.glob("gram-*/vanilla/c/0/1/0")).unlink()
-    with pytest.raises(Incomplete, match=r"1 of .* tiles are missing"):
-        solve_cells(config, images, tmp_path, CPU)
+    next(tmp_path.glob("gram-*/gap-L4/c/1/0")).unlink()
+    table = table_of(config_path, tmp_path)
+    with pytest.raises(Incomplete, match=r"CNTK-GAP-40 at depth 4: 1 of .* tiles of gap are missing"):
+        solve(table)
+    results = collect(table).results
+    assert len(results.records) == 5
+    assert [(m.column, m.depth, m.needs) for m in results.missing] == [
+        ("CNTK-GAP-40", 4, "run `ntk compute-gram` and `ntk solve`")
+    ]
+    fill(table, every=False)
+    assert solve(table) == 1
 
 
-def test_a_damaged_record_is_named(config_path: Path, tmp_path: Path):
-    config, images = prepared(config_path, tmp_path)
-    solve_cells(config, images, tmp_path, CPU)
+def test_a_draw_that_another_process_holds_is_left_to_it_and_waited_for(config_path: Path, tmp_path: Path, monkeypatch):
+    table = prepared(config_path, tmp_path)
+    cell = table.kernel_cells[0]
+    other = try_lock(cell.path(0, cell.sources[0]).with_suffix(".lock"))
+    looks: list[float] = []
+
+    def look(seconds: float) -> None:
+        looks.append(seconds)
+        assert len(list((tmp_path / "solve").glob("*.json"))) == 7
+        other.release()
+
+    monkeypatch.setattr(stage.time, "sleep", look)
+    assert solve(table) == 8
+    assert len(looks) == 1
+    assert not list((tmp_path / "solve").glob("*.lock"))
+
+
+def test_a_kill_between_the_arrays_and_the_record_of_a_draw_costs_that_draw(
+    config_path: Path, tmp_path: Path, monkeypatch
+):
+    whole = prepared(config_path, tmp_path / "whole")
+    solve(whole)
+    table = prepared(config_path, tmp_path / "cut")
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(stage, "write_json", lambda *_: os.kill(os.getpid(), 2))
+        solve(table)
+    (left,) = (tmp_path / "cut" / "solve").glob("*.npz")
+    (left.parent / f".{left.name}.x.partial").write_bytes(b"half")
+    assert solve(table) == 8
+    assert not list(left.parent.glob(".*partial"))
+    assert records(table) == records(whole)
+
+
+def test_a_damaged_record_or_its_arrays_are_named(config_path: Path, tmp_path: Path):
+    table = prepared(config_path, tmp_path)
+    solve(table)
     victim = next((tmp_path / "solve").glob("*.json"))
+    whole = victim.read_text()
     victim.write_text("{")
     with pytest.raises(StoreError, match=f"{victim.name}.* delete it"):
-        solve_cells(config, images, tmp_path, CPU)
+        collect(table)
+    victim.write_text(whole)
+    arrays = victim.with_suffix(".npz")
+    arrays.write_bytes(arrays.read_bytes()[:-40])
+    with pytest.raises(StoreError, match=rf"{arrays.name}.* delete .*{victim.name} to have it solved again"):
+        collect(table)
 
 
 def test_an_indefinite_matrix_is_marked_everywhere_or_stops_by_name(
     config_path: Path, tmp_path: Path, monkeypatch, caplog
 ):
-    """Numerically singular: one training image is another, times a hair."""
-    config, images = prepared(config_path, tmp_path)
+    table = prepared(config_path, tmp_path)
     real = GramStore.read
 
     def indefinite(self, readout, depth, rows, columns):
         k = real(self, readout, depth, rows, columns)
-        return k - 2 * k.max() * np.eye(*k.shape) if np.array_equal(rows, columns) else k
+        return k - 2 * k.max() * np.eye(*k.shape)
 
     monkeypatch.setattr(GramStore, "read", indefinite)
-    solve_cells(config, images, tmp_path, CPU)
-    assert all(r.indefinite for r in collect(config, images, tmp_path, CPU).results.records)
-    first = images.image_index[0]
+    solve(table)
+    assert all(r.indefinite for r in records(table))
+    first = table.images.image_index[0]
     assert f"not positive definite at training image {first} (leading minor 1)" in caplog.text
-    stop = load_config(str(config_path), ["columns.*.on_indefinite=stop"])
+    stop = prepared(config_path, tmp_path, "columns.*.on_indefinite=stop")
     with pytest.raises(NtkError, match=r"column CNTK-V-20, depth 3: .* leading minor 1 is not positive"):
-        solve_cells(stop, images, tmp_path, CPU)
+        solve(stop)
+
+
+def test_the_record_says_which_values_served(config_path: Path, tmp_path: Path):
+    fill(table_of(config_path, tmp_path, "gram.dtype=float64"))
+    table = table_of(config_path, tmp_path)
+    solve(table)
+    assert {(r.backend, r.dtype) for r in records(table)} == {("reference-cpu", "float64")}

@@ -1,0 +1,131 @@
+"""A kernel column at a depth: the draws it is the mean of, the kernel blocks they read, and its record."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exact_ntk.config import KernelColumn
+from exact_ntk.draws import Draw, OrderedImages, draw
+from exact_ntk.errors import Incomplete
+from exact_ntk.files import digest, fingerprint, read_npz
+from exact_ntk.gram.plan import Request, Shelf, Source
+from exact_ntk.gram.store import Array
+from exact_ntk.records import KernelRecord, SolvedDraw, read_record
+from exact_ntk.regression.early_stopping import over_draws
+from exact_ntk.standard_error import standard_error
+
+# Bump by hand when the same kernel and draw are solved another way: earlier draws are not reused.
+SOLVE_VERSION = 2
+
+
+@dataclass(frozen=True)
+class KernelCell:
+    """A kernel column at a depth. Its unit of work is a draw, which once solved needs no store any more.
+
+    sources: where its kernel values may come from, in order of preference.  shelf: the stores to read them from.
+    """
+
+    name: str
+    column: KernelColumn
+    depth: int
+    images: OrderedImages
+    sources: tuple[Source, ...]
+    shelf: Shelf
+
+    @cached_property
+    def draws(self) -> list[Draw]:
+        """The draws, by number."""
+        return [draw(self.images, self.column, self.name, k) for k in range(self.column.train.draws)]
+
+    @property
+    def array(self) -> Array:
+        """The readout and depth of its kernel."""
+        return self.column.kernel, self.depth
+
+    def fields(self, k: int, source: Source) -> dict[str, Any]:
+        """Exactly what draw k's result depends on, with kernel values of one source; never the column's name."""
+        d, column = self.draws[k], self.column
+        early = {"early_stopping": column.early_stopping.model_dump()} if column.early_stopping else {}
+        return {
+            "gram": source.fields if column.model == "cntk" else source.values,
+            "kernel": column.kernel,
+            "depth": self.depth,
+            "train": digest(d.train),
+            "test": digest(d.test),
+            "labels": digest(self.images.y),
+            "ridge": column.ridge,
+            "on_indefinite": column.on_indefinite,
+            "version": SOLVE_VERSION,
+            **early,
+        }
+
+    def path(self, k: int, source: Source) -> Path:
+        """Where draw k's record lies; its arrays are beside it as npz."""
+        label = f"{self.column.kernel}-L{self.depth}-n{len(self.draws[k].train)}"
+        return self.shelf.folder / "solve" / f"{label}-{fingerprint(self.fields(k, source))}.json"
+
+    def solved_path(self, k: int) -> Path | None:
+        """The record of draw k from the first source that has been solved, or None."""
+        paths = dict.fromkeys(self.path(k, source) for source in self.sources)
+        return next((p for p in paths if p.exists() and p.with_suffix(".npz").exists()), None)
+
+    def solved(self, k: int) -> SolvedDraw | None:
+        """Draw k's record, or None while it is not solved. Raises StoreError for a damaged file."""
+        path = self.solved_path(k)
+        return read_record(path, SolvedDraw) if path else None
+
+    def missing(self) -> list[int]:
+        """The draws that are not solved yet."""
+        return [k for k in range(len(self.draws)) if self.solved_path(k) is None]
+
+    def request(self, draws: list[int]) -> Request:
+        """The kernel blocks that these draws read."""
+        blocks = [(rows, d.train) for d in (self.draws[k] for k in draws) for rows in (d.train, d.test)]
+        return Request(self.name, self.array, self.sources, tuple(blocks))
+
+    def arrays(self) -> list[dict[str, np.ndarray]]:
+        """What every solved draw keeps beside its record (see `stage`). Raises StoreError, naming the file."""
+        paths = [self.solved_path(k) for k in range(len(self.draws))]
+        return [read_npz(path.with_suffix(".npz"), f"delete {path} to have it solved again") for path in paths if path]
+
+    def record(self) -> tuple[KernelRecord, dict[str, Any]] | None:
+        """The cell's record and provenance, or None while draws are missing."""
+        found = [self.solved(k) for k in range(len(self.draws))]
+        draws = [d for d in found if d is not None]
+        if len(draws) < len(found):
+            return None
+        by_draw, column = [d.record for d in draws], self.column
+        accuracies = [r.accuracy for r in by_draw]
+        record = KernelRecord(
+            model=column.model,
+            column=self.name,
+            readout=column.readout,
+            depth=self.depth,
+            accuracy=float(np.mean(accuracies)),
+            standard_error=standard_error([d.test for d in self.draws], [a["right"] for a in self.arrays()]),
+            std=float(np.std(accuracies, ddof=1)) if len(draws) > 1 else None,
+            n_train=len(self.draws[0].train),
+            n_test=len(self.draws[0].test),
+            test_from=column.test.source,
+            draws=len(draws),
+            ridge=column.ridge,
+            indefinite=any(r.indefinite is not None for r in by_draw),
+            backend=", ".join(dict.fromkeys(d.backend for d in draws)),
+            dtype=", ".join(dict.fromkeys(d.dtype for d in draws)),
+            dropped_duplicates=len(self.images.dropped),
+            fingerprint=fingerprint({"draws": [fingerprint(d.fields) for d in draws]}),
+            by_draw=by_draw,
+            early_stopping=over_draws([r.early_stopping for r in by_draw]),
+        )
+        return record, {"draws": [d.provenance for d in draws]}
+
+    def needs(self) -> str:
+        """What a cell without a record needs."""
+        try:
+            self.shelf.require(self.request(self.missing()))
+        except Incomplete:
+            return "run `ntk compute-gram` and `ntk solve`"
+        return "run `ntk solve`"

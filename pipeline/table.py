@@ -1,0 +1,110 @@
+"""A table: a config with its images on a device. Backends are resolved here, and every cell is made here."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from exact_ntk.config import CnnColumn, Config, KernelColumn
+from exact_ntk.draws import OrderedImages
+from exact_ntk.errors import ConfigError
+from exact_ntk.gram.plan import Request, Shelf, sources_of
+from exact_ntk.kernels import resolve_backend
+from exact_ntk.kernels.passes import TRAINED_BY_DEFAULT
+from exact_ntk.networks.cell import NetworkCell
+from exact_ntk.regression.cell import KernelCell
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class Cell(Protocol):
+    """A column at a depth, of kernel regression or of networks."""
+
+    @property
+    def name(self) -> str:
+        """The column's name, which is no part of what the cell is."""
+        ...
+
+    @property
+    def column(self) -> KernelColumn | CnnColumn: ...
+
+    @property
+    def depth(self) -> int: ...
+
+    def record(self) -> tuple[Any, dict[str, Any]] | None:
+        """Its record and provenance, or None while it is not finished."""
+        ...
+
+    def needs(self) -> str:
+        """What it needs to be finished."""
+        ...
+
+
+@dataclass(frozen=True)
+class Table:
+    """folder: of the run, where Gram stores, solved draws and training runs lie."""
+
+    config: Config
+    images: OrderedImages
+    device: torch.device
+    folder: Path
+
+    @cached_property
+    def shelf(self) -> Shelf:
+        """The Gram stores of the run."""
+        return Shelf(self.folder, self.images.image_index)
+
+    @cached_property
+    def backend(self) -> str:
+        """The kernel backend that computes here. Raises ConfigError where the one asked for cannot run."""
+        gram, (height, width) = self.config.gram, self.images.x.shape[2:]
+        try:
+            return resolve_backend(gram.backend, self.device, DTYPES[gram.dtype], height, width)
+        except ValueError as error:
+            raise ConfigError(f"gram.backend: {error}") from error
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """Every cell, in the table's order: columns, and of each its depths."""
+        named = zip(self.config.column_names, self.config.columns, strict=True)
+        return [self._cell(name, column, depth) for name, column in named for depth in column.depths]
+
+    def _cell(self, name: str, column: KernelColumn | CnnColumn, depth: int) -> Cell:
+        if isinstance(column, CnnColumn):
+            return NetworkCell(name, column, depth, self.images, self.folder)
+        ends = self._ends[column.readout]
+        sources = sources_of(column, self.config.gram, self.images, self.backend, ends)
+        return KernelCell(name, column, depth, self.images, sources, self.shelf)
+
+    @cached_property
+    def _ends(self) -> dict[str, tuple[bool, bool]]:
+        """For each readout the trained ends of its first CNTK column: an NNGP kernel rides along with its passes."""
+        found = {readout: (trained, trained) for readout, trained in TRAINED_BY_DEFAULT.items()}
+        for column in reversed(self.config.columns):
+            if isinstance(column, KernelColumn) and column.model == "cntk":
+                found[column.readout] = (column.trains_first, column.trains_last)
+        return found
+
+    @cached_property
+    def kernel_cells(self) -> list[KernelCell]:
+        """The kernel cells, columns of little work first."""
+        cells = [cell for cell in self.cells if isinstance(cell, KernelCell)]
+        pixels = self.images.x[0, 0].numel()
+
+        def work(cell: KernelCell) -> int:
+            pairs = sum(len(d.train) * (len(d.train) // 2 + len(d.test)) for d in cell.draws)
+            return pairs * (pixels if cell.column.readout == "gap" else 1)
+
+        return sorted(cells, key=work)
+
+    @cached_property
+    def network_cells(self) -> list[NetworkCell]:
+        """The network cells, in the table's order."""
+        return [cell for cell in self.cells if isinstance(cell, NetworkCell)]
+
+    def requests(self, every: bool = False) -> list[Request]:
+        """The kernel blocks that draws still to solve read, small columns first; every: those of solved draws too."""
+        wanted = [(cell, list(range(len(cell.draws))) if every else cell.missing()) for cell in self.kernel_cells]
+        return [cell.request(draws) for cell, draws in wanted if draws]

@@ -1,0 +1,91 @@
+"""The side of a store's tiles: by work and by files, and stores of several sides beside each other."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exact_ntk.gram.plan import MOST_FILES, Request, Shelf, Source, plan_fills, shard_of, tile_side
+from exact_ntk.gram.store import Shape
+
+
+def source(train: int, test: int = 0) -> Source:
+    return Source("gap", False, False, "reference-cpu", "float32", {"train_images": train, "test_images": test})
+
+
+def requests(train: int, draws: int, n: int, test: int = 0, depths: int = 1) -> list[Request]:
+    tested = np.arange(train, train + test)
+    taken = [np.arange(k * n, (k + 1) * n) for k in range(draws)]
+    blocks = tuple((rows, d) for d in taken for rows in (d, tested) if len(rows))
+    return [Request("CNTK-GAP", ("gap", 3 + k), (source(train, test),), blocks) for k in range(depths)]
+
+
+def files(asked: list[Request], side: int) -> int:
+    images = asked[0].sources[0].images
+    shape = Shape(images["train_images"] + images["test_images"], images["train_images"], side)
+    return sum(len(request.tiles(shape)) for request in asked)
+
+
+@pytest.mark.parametrize(
+    ("images", "rate", "depths", "side"),
+    [
+        (2000, 100.0, 5, 50),  # half a minute, and 2000 is whole tiles
+        (2000, 0.1, 1, 16),  # never so small that files are what there is most of
+        (2000, 1e9, 5, 500),  # never so large that a kill loses much
+        (50_000, 1e9, 5, 2500),  # nor more than 256 MB
+        (7, 1e9, 1, 2),
+    ],
+)
+def test_the_side_of_a_tile(images: int, rate: float, depths: int, side: int):
+    asked = requests(images, 1, images, depths=depths)
+    assert tile_side(asked, asked[0].sources[0].images, rate) == side
+
+
+def test_many_small_draws_make_few_files():
+    """10 images x 20 draws, tested on 797: a standard protocol."""
+    asked = requests(1000, 20, 10, test=797)
+    side = tile_side(asked, asked[0].sources[0].images, 1e6)
+    assert files(asked, side) < 100
+
+
+@pytest.mark.parametrize("rate", [1.0, 100.0, 1e5])
+def test_no_request_takes_more_files_than_a_quota_holds(rate: float):
+    asked = requests(50_000, 1, 50_000, test=10_000, depths=5)
+    side = tile_side(asked, asked[0].sources[0].images, rate)
+    assert files(asked, side) <= MOST_FILES
+    assert 8 * 5 * side**2 <= 256 << 20
+
+
+def test_a_store_of_an_unfit_side_gets_one_of_another_beside_it_and_either_is_read(tmp_path: Path):
+    shelf = Shelf(tmp_path, np.arange(1797))
+    small, large = requests(1000, 20, 10, test=797), requests(1000, 1, 1000, test=797)
+    shelf_of_tiny = Shelf(tmp_path / "tiny", np.arange(1797))
+    (tmp_path / "tiny").mkdir()
+    (fill,) = plan_fills(small, shelf, lambda _: 1e6)
+    side = fill.store.shape.side
+    assert side < 200
+    # The same store goes on for what it is fit for.
+    (again,) = plan_fills(requests(1000, 1, 200, test=797), shelf, lambda _: 1e6)
+    assert again.store.path == fill.store.path
+    (tiny,) = plan_fills(small, shelf_of_tiny, lambda _: 1e6, side=2)
+    assert tiny.store.shape.side == 2
+    (beside,) = plan_fills(large, Shelf(tmp_path / "tiny", np.arange(1797)), lambda _: 1e6)
+    assert beside.store.shape.side > 100
+    assert len(list((tmp_path / "tiny").glob("gram-*"))) == 2
+
+
+def test_a_store_whose_tiles_are_far_too_large_is_left_alone(tmp_path: Path):
+    """Ten images do not wait for tiles of a thousand."""
+    shelf = Shelf(tmp_path, np.arange(2000))
+    plan_fills(requests(2000, 1, 2000), shelf, lambda _: 1e9, side=1000)
+    (fill,) = plan_fills(requests(2000, 1, 20), shelf, lambda _: 100.0)
+    assert fill.store.shape.side < 20
+
+
+def test_every_tile_has_one_shard_whatever_else_is_asked_for():
+    shape = Shape(500, 400, 10)
+    tiles = shape.covering(np.arange(500), np.arange(400))
+    for shards in (1, 2, 3, 7):
+        counts = np.bincount([shard_of(tile, shards) for tile in tiles], minlength=shards + 1)
+        assert counts[0] == 0
+        assert counts[1:].min() > 0.8 * len(tiles) / shards
