@@ -195,7 +195,8 @@ class _Filling:
         """Fill, and record what was done every so often, so that a kill loses little of the record."""
         shape, (height, width) = self.fill.store.shape, self.computer.x.shape[2:]
         with self.bar, ThreadPoolExecutor(1) as pool:
-            start, work = time.perf_counter(), 0
+            start, work, files = time.perf_counter(), 0, 0
+            in_all = sum(len(self.fill.work[tile]) for tile in self.tiles)
             pending: deque[tuple[TileLock, Future]] = deque()
             try:
                 for tile, arrays, lock in self._claim():
@@ -204,8 +205,9 @@ class _Filling:
                     if len(pending) >= WRITES_IN_FLIGHT:
                         self._finish(*pending.popleft())
                     work += self.computer.job(arrays).entry_layers(shape.pairs(tile), height, width)
+                    files += len(arrays)
                     rate = work / (time.perf_counter() - start)
-                    self.bar.set_postfix_str(f"{rate:.2g} entry-layers/s", refresh=False)
+                    self.bar.set_postfix_str(f"{rate:.2g} entry-layers/s, {files} of {in_all} files", refresh=False)
                     self.bar.update(shape.pairs(tile))
             finally:
                 try:
