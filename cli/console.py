@@ -12,13 +12,15 @@ log = logging.getLogger("ntk")
 STAGES = "run|download|compute-gram|solve|train-cnn|report|status"
 NO_RUNS, WITH_RESULTS = ("download",), ("run", "report")
 
-_typed: tuple[str, tuple[str, ...], Path | None, Path | None] | None = None
+_typed: tuple[str, tuple[str, ...], Path | None, Path | None, str | None] | None = None
 
 
-def remember(config: str, overrides: list[str], runs: Path | None, results: Path | None) -> None:
-    """What the user typed after the command; runs, results: None where they are the defaults."""
+def remember(
+    config: str, overrides: list[str], runs: Path | None, results: Path | None, device: str | None = None
+) -> None:
+    """What the user typed after the command; runs, results, device: None where they are the defaults."""
     global _typed
-    _typed = config, tuple(overrides), runs, results
+    _typed = config, tuple(overrides), runs, results, device
 
 
 def pasteable(text: str) -> str:
@@ -30,12 +32,14 @@ def _in_full(match: re.Match) -> str:
     command, options = match[1], match[2].split()
     if _typed is None:
         return match[0]
-    config, overrides, runs, results = _typed
+    config, overrides, runs, results, device = _typed
     words = [*options, config, *(word for o in overrides for word in ("--set", o))]
     if runs is not None and command not in NO_RUNS:
         words += ["--runs", str(runs)]
     if results is not None and command in WITH_RESULTS:
         words += ["--results", str(results)]
+    if device is not None and command not in NO_RUNS:
+        words += ["--device", device]
     return f"`ntk {command} {shlex.join(words)}`"
 
 

@@ -1,6 +1,5 @@
 """What each command does: open the workspace, call the pipeline's stage, say what came of it."""
 
-import contextlib
 import logging
 import os
 import re
@@ -16,7 +15,7 @@ from exact_ntk.cli.console import pasteable, remember
 from exact_ntk.data import fetch
 from exact_ntk.device import resolve_device
 from exact_ntk.draws import load_images
-from exact_ntk.errors import Incomplete
+from exact_ntk.errors import Incomplete, NtkError
 from exact_ntk.files import require_writable, write_json
 from exact_ntk.workspace import Workspace, open_workspace
 
@@ -36,7 +35,8 @@ def begin(
 ) -> "Session":
     """Check the config and the device; print the resolved config."""
     workspace = open_workspace(config, overrides or [], runs, results)
-    remember(config, overrides or [], None if runs == RUNS else runs, None if results == RESULTS else results)
+    runs_typed, results_typed = None if runs == RUNS else runs, None if results == RESULTS else results
+    remember(config, overrides or [], runs_typed, results_typed, None if device == "auto" else device)
     chosen = resolve_device(device)
     if chosen.type == "cpu":
         # Every core, but only what nobody else asks of it: a laptop stays usable for the hours of a Gram matrix.
@@ -65,6 +65,7 @@ class Session:
         from exact_ntk.gram.fill import Filler
 
         table = self.table
+        log.debug(f"computing with {table.backend}")  # raises where nothing can
         if table.images.dropped:
             log.info(f"{len(table.images.dropped)} exact duplicates among the training images were dropped")
         self.workspace.run.mkdir(parents=True, exist_ok=True)
@@ -77,16 +78,25 @@ class Session:
         """
         self.download()
         self.workspace.save_config()
+        failed: NtkError | None = None
         for name in dict.fromkeys(cell.name for cell in self.table.kernel_cells):
             self._fill(name)
             # A table that is not fuller than the one there waits until it is; what stays missing is said at the end.
-            with contextlib.suppress(Incomplete):
+            try:
                 self._solve(name)
                 self._report()
+            except Incomplete:
+                continue
+            except NtkError as error:
+                failed = failed or error
         self.train_cnn()
-        missing = self.report()
-        if missing:
-            raise Incomplete(f"{missing} cells of {self.workspace.config.name} are missing: see the notes above")
+        try:
+            self.report()
+        except Incomplete:
+            if failed is None:
+                raise
+        if failed:
+            raise failed
 
     def download(self) -> None:
         """The data set."""
@@ -101,8 +111,8 @@ class Session:
     def compute_gram(self, shard: tuple[int, int] = (1, 1), repair: bool = False, every: bool = False) -> None:
         """The Gram stores, small columns first. every: also what only solved draws read."""
         self.workspace.save_config()
-        requests = self.table.requests(every or repair)
-        left = self.filler.fill(requests, shard=shard, repair=repair) if requests else 0
+        requests, check = self.table.requests(every), self.table.requests(every=True) if repair else None
+        left = self.filler.fill(requests, shard=shard, repair=check) if requests or check else 0
         if not requests:
             log.info("every kernel cell is solved: no Gram matrix is needed (`ntk compute-gram --all` fills them)")
         elif left:
@@ -140,22 +150,24 @@ class Session:
             add_provenance(work.run, "train-cnn", self.device, runs=trained, seconds=seconds)
         log.info(f"train-cnn: {trained} runs trained, the others were done")
 
-    def report(self) -> int:
-        """The table and everything around it; returns how many cells are missing."""
+    def report(self) -> None:
+        """The table and everything around it. Raises Incomplete where cells are missing."""
         from exact_ntk.report.tables import text_table
 
         results = self._report()
         print(pasteable(text_table(results)))
         files = "results.json, provenance.json, table.md, table.csv, report.html and figures"
         log.info(f"wrote {self.workspace.results}/: {files}")
-        return len(results.missing)
+        if results.missing:
+            name = self.workspace.config.name
+            raise Incomplete(f"{len(results.missing)} cells of {name} are missing: see the notes above")
 
     def _report(self) -> "Results":
         from exact_ntk.report.collect import collect
         from exact_ntk.report.write import write_report
 
         work, collected = self.workspace, collect(self.table)
-        write_report(collected, work.yaml, work.results, work.report_lock)
+        write_report(collected, work.yaml, work.results)
         return collected.results
 
     def status(self, verify: bool) -> None:
@@ -164,6 +176,7 @@ class Session:
         from exact_ntk.report.collect import collect
 
         table, damaged = self.table, 0
+        table.shelf.read_only = True
         for state in table.shelf.states(table.requests(every=verify)):
             bad = state.store.damaged(state.finished) if verify and state.store else []
             damaged += len(bad)

@@ -30,14 +30,17 @@ def try_lock(path: Path) -> Lock | None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock, once every other process has let go. Raises NtkError where the file cannot be written."""
+def locked(path: Path, remove: bool = False) -> Iterator[None]:
+    """Hold the lock, once every other process has let go; remove: the file goes afterwards.
+
+    Raises NtkError where the file cannot be written.
+    """
     lock = _lock(path, fcntl.LOCK_EX)
     assert lock is not None
     try:
         yield
     finally:
-        lock.release()
+        lock.release(remove)
 
 
 def _lock(path: Path, kind: int) -> Lock | None:

@@ -1,5 +1,6 @@
 """How long each stage took, and on what machine: a file a stage in a run's folder, summed over interrupted runs."""
 
+import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,22 @@ from typing import Any
 import torch
 
 from exact_ntk.device import describe
+from exact_ntk.errors import StoreError
 from exact_ntk.files import read_json, write_json
 from exact_ntk.locks import locked
+
+log = logging.getLogger("ntk")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A stage's facts; nothing where there are none, or where they are damaged: no result depends on them."""
+    if not path.exists():
+        return {}
+    try:
+        return dict(read_json(path))
+    except (StoreError, ValueError, TypeError):
+        log.warning(f"{path} is damaged: its seconds and counts begin anew")
+        return {}
 
 
 def _path(folder: Path, stage: str) -> Path:
@@ -19,20 +34,19 @@ def add_provenance(folder: Path, stage: str, device: torch.device, **facts: Any)
     """Add a stage's facts to a run's folder: numbers are added to those of earlier processes and of others at work."""
     path = _path(folder, stage)
     with locked(path.with_name(".lock")):
-        earlier = read_json(path) if path.exists() else {}
+        earlier = _read(path)
         summed = {k: round(earlier.get(k, 0) + v, 3) for k, v in facts.items() if isinstance(v, int | float)}
         write_json(path, {**facts, **summed, **describe(device)})
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
     """Every stage's facts, by its name."""
-    return {path.stem: read_json(path) for path in sorted((folder / "provenance").glob("*.json"))}
+    return {path.stem: _read(path) for path in sorted((folder / "provenance").glob("*.json"))}
 
 
 def time_left(folder: Path, stage: str, tiles: int) -> str | None:
     """How long so many more tiles take at the store's own pace so far, or None while that is not known."""
-    path = _path(folder, stage)
-    facts = read_json(path) if path.exists() else {}
+    facts = _read(_path(folder, stage))
     if not facts.get("tiles_computed"):
         return None
     return str(timedelta(seconds=round(tiles * facts["seconds"] / facts["tiles_computed"])))

@@ -66,6 +66,14 @@ class Table:
             raise ConfigError(f"gram.backend: {error}") from error
 
     @cached_property
+    def _backend_or_none(self) -> str | None:
+        """What is finished, or lies in a store, needs no backend that runs here."""
+        try:
+            return self.backend
+        except ConfigError:
+            return None
+
+    @cached_property
     def cells(self) -> list[Cell]:
         """Every cell, in the table's order: columns, and of each its depths."""
         named = zip(self.config.column_names, self.config.columns, strict=True)
@@ -75,7 +83,7 @@ class Table:
         if isinstance(column, CnnColumn):
             return NetworkCell(name, column, depth, self.images, self.folder)
         ends = self._ends[column.readout]
-        sources = sources_of(column, self.config.gram, self.images, self.backend, ends)
+        sources = sources_of(column, self.config.gram, self.images, self._backend_or_none, ends)
         return KernelCell(name, column, depth, self.images, sources, self.shelf)
 
     @cached_property
@@ -107,4 +115,4 @@ class Table:
     def requests(self, every: bool = False) -> list[Request]:
         """The kernel blocks that draws still to solve read, small columns first; every: those of solved draws too."""
         wanted = [(cell, list(range(len(cell.draws))) if every else cell.missing()) for cell in self.kernel_cells]
-        return [cell.request(draws) for cell, draws in wanted if draws]
+        return [cell.request([k]) for cell, draws in wanted for k in draws]

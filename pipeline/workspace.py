@@ -8,7 +8,7 @@ import yaml
 
 from exact_ntk.config import Config
 from exact_ntk.errors import ConfigError
-from exact_ntk.files import digest, fingerprint, write_text
+from exact_ntk.files import fingerprint, write_text
 from exact_ntk.settings import load_config
 
 
@@ -19,11 +19,6 @@ class Workspace:
     config: Config
     run: Path
     results: Path
-
-    @property
-    def report_lock(self) -> Path:
-        """Held by the process that writes a report into `results`."""
-        return self.run / "locks" / f"report-{digest(str(self.results.absolute()))[:16]}"
 
     @property
     def yaml(self) -> str:
@@ -47,6 +42,14 @@ class Workspace:
         return path
 
 
+def _plain(config: str) -> Config | None:
+    """The config without overrides, or None where it needs them."""
+    try:
+        return load_config(config)
+    except ConfigError:
+        return None
+
+
 def open_workspace(config: str, overrides: list[str], runs: Path, results: Path) -> Workspace:
     """Load a config and name its folders. Raises ConfigError."""
     loaded = load_config(config, overrides)
@@ -54,6 +57,6 @@ def open_workspace(config: str, overrides: list[str], runs: Path, results: Path)
         if root.exists() and not root.is_dir():
             raise ConfigError(f"{option} {root}: is a file, not a folder")
     folder = results / loaded.name
-    if overrides and loaded != load_config(config):
+    if overrides and loaded != _plain(config):
         folder = folder / "variants" / fingerprint(loaded.resolved())
     return Workspace(loaded, runs / loaded.name, folder)

@@ -118,7 +118,13 @@ def table_of(config_path: Path | str, folder: Path, *overrides: str, device: str
     return Table(config, load_images(config), torch.device(device), folder)
 
 
-def fill(table: Table, first: Sequence[Request] | None = None, every: bool = True, **options) -> int:
+def fill(
+    table: Table, first: Sequence[Request] | None = None, every: bool = True, repair: bool = False, **options
+) -> int:
     """Compute the table's Gram matrices, those of solved draws too; returns how many files are left to other shards."""
+    assert table.backend
+    requests = table.requests(every)
+    chosen = [r for r in requests if first is None or (r.column, r.array) in {(f.column, f.array) for f in first}]
     filler = Filler(table.images, table.shelf, table.device, table.config.gram.tile)
-    return filler.fill(table.requests(every), first, **options)
+    check = table.requests(every=True) if repair else None
+    return filler.fill(requests, None if first is None else chosen, repair=check, **options)

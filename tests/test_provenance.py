@@ -26,6 +26,15 @@ def test_numbers_are_added_and_words_replaced(tmp_path: Path):
     assert time_left(tmp_path, "gram-2", 8) is None
 
 
+def test_a_damaged_file_stops_nothing(tmp_path: Path, caplog):
+    add_provenance(tmp_path, "solve", CPU, cells=2)
+    (tmp_path / "provenance" / "solve.json").write_text("")
+    assert read_provenance(tmp_path) == {"solve": {}}
+    add_provenance(tmp_path, "solve", CPU, cells=1)
+    assert read_provenance(tmp_path)["solve"]["cells"] == 1
+    assert "is damaged: its seconds and counts begin anew" in caplog.text
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

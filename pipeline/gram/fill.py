@@ -79,17 +79,19 @@ class Filler:
         requests: Sequence[Request],
         first: Sequence[Request] | None = None,
         shard: tuple[int, int] = (1, 1),
-        repair: bool = False,
+        repair: Sequence[Request] | None = None,
     ) -> int:
         """Compute what `first` (by default everything) still lacks; returns how many files other shards have left.
 
         requests: all that the table reads: a tile is computed once, for every request that reads it. shard: (k, n)
-        takes its share of all tiles. On one host any number of processes may run this at once. repair: first set aside
-        the tiles whose checksum fails. What was done is added to the provenance, also when an error ends it early.
+        takes its share of all tiles. On one host any number of processes may run this at once. repair: requests whose
+        finished tiles are read first, and set aside and computed anew where damaged. What was done is added to the
+        provenance, also when an error ends it early.
         """
-        wanted = list(requests if first is None else first)
         if repair:
-            self._discard_damaged(requests)
+            known = {id(request) for request in requests}
+            requests = [*requests, *(r for r in self._discard_damaged(repair) if id(r) not in known)]
+        wanted = list(requests if first is None else first)
         fills = plan_fills(requests, self.shelf, lambda source: self._rate(source, requests), self.side)
         mine = [(fill, self._share(fill, wanted, shard)) for fill in fills]
         check_space(
@@ -106,7 +108,8 @@ class Filler:
         return sum(fill.files - sum(len(fill.work[t]) for t in tiles) for fill, tiles in mine if first is None)
 
     def _share(self, fill: Fill, wanted: Sequence[Request], shard: tuple[int, int]) -> list[Tile]:
-        reads = set().union(*(r.tiles(fill.store.shape) for r in wanted if r.array in fill.needed), set())
+        asked = {id(request) for request in wanted}
+        reads = set().union(*(r.tiles(fill.store.shape) for r in fill.requests if id(r) in asked), set())
         return [tile for tile in fill.work if tile in reads and shard_of(tile, shard[1]) == shard[0]]
 
     def _computer(self, source: Source) -> TileComputer:
@@ -116,20 +119,28 @@ class Filler:
         return self._computers[key]
 
     def _rate(self, source: Source, requests: Sequence[Request]) -> float:
-        """Pairs/s of a source, over every array that some request wants of it first."""
-        arrays = sorted({r.array for r in requests if r.sources[0].fields == source.fields})
+        """Pairs/s of a source, over every array that it may hold for some request."""
+        arrays = sorted({r.array for r in requests if source in r.sources})
         key = (source.family, source.train_first, source.train_last, source.backend, source.dtype, *arrays)
         if key not in self._rates:
             self._rates[key] = self._computer(source).pairs_per_second(arrays)
         return self._rates[key]
 
-    def _discard_damaged(self, requests: Sequence[Request]) -> None:
-        for fill in plan_fills(requests, self.shelf, lambda source: self._rate(source, requests), self.side):
-            there = {array: tiles & fill.store.finished(array) for array, tiles in fill.needed.items()}
-            for array, tile in fill.store.damaged(there):
-                name = f"{fill.store.path.name}: tile {tile} of {array_name(array)}"
-                log.warning(f"{name} is damaged: set aside, to be computed anew")
-                fill.store.discard(array, tile)
+    def _discard_damaged(self, requests: Sequence[Request]) -> list[Request]:
+        """Set damaged tiles aside, in every store that may serve the requests; returns the requests that read them."""
+        found = []
+        for gram in {s.path: s for r in requests for source in r.sources for s in self.shelf.stores(source)}.values():
+            there: dict[Array, set[Tile]] = {}
+            for request in requests:
+                tiles = request.tiles(gram.shape) & gram.finished(request.array)
+                there.setdefault(request.array, set()).update(tiles)
+            bad = [(array, tile) for array, tile in gram.damaged(there) if gram.discard(array, tile)]
+            for array, tile in bad:
+                log.warning(
+                    f"{gram.path.name}: tile {tile} of {array_name(array)} is damaged: set aside, to be computed anew"
+                )
+            found += [r for r in requests if any(a == r.array and t in r.tiles(gram.shape) for a, t in bad)]
+        return found
 
     def _say(self, fill: Fill, mine: Sequence[Tile], requests: Sequence[Request]) -> None:
         """One line a store, and once which other stores there are."""

@@ -15,6 +15,7 @@ from exact_ntk.gram import store as stores
 from exact_ntk.gram.store import Array, GramStore, Shape, Tile
 from exact_ntk.kernels import KERNEL_VERSION, RESOLVED_BACKENDS
 from exact_ntk.kernels.passes import TRAINED_BY_DEFAULT
+from exact_ntk.locks import locked
 
 SECONDS_A_TILE = 30.0
 SECONDS_A_FILE = 0.002
@@ -59,12 +60,13 @@ class Source:
 
 
 def sources_of(
-    column: KernelColumn, gram: Gram, images: OrderedImages, backend: str, first_ends: tuple[bool, bool]
+    column: KernelColumn, gram: Gram, images: OrderedImages, backend: str | None, first_ends: tuple[bool, bool]
 ) -> tuple[Source, ...]:
     """Every source that can serve a column, the one that this machine would compute first.
 
-    backend: as resolved here; those of other machines serve where `gram.backend` admits them. A float64 pass serves
-    where float32 is asked for. first_ends: the trained ends of the pass that an NNGP column rides along with.
+    backend: as resolved here, None where nothing can compute; those of other machines serve where `gram.backend` admits
+    them. A float64 pass serves where float32 is asked for. first_ends: the trained ends of the pass that an NNGP column
+    rides along with.
     """
     family = column.readout
     if column.model == "cntk":
@@ -73,7 +75,10 @@ def sources_of(
         default = TRAINED_BY_DEFAULT[family]
         every = [(a, b) for a in (False, True) for b in (False, True)]
         ends = list(dict.fromkeys([first_ends, (default, default), *every]))
-    backends = [backend, *(b for b in RESOLVED_BACKENDS if gram.backend in ("auto", b.split("-")[0]))]
+    backends = [
+        *([backend] if backend else []),
+        *(b for b in RESOLVED_BACKENDS if gram.backend in ("auto", b.split("-")[0])),
+    ]
     dtypes = ["float32", "float64"] if gram.dtype == "float32" else [gram.dtype]
     return tuple(
         Source(family, first, last, name, dtype, images.fields)
@@ -104,12 +109,16 @@ class Shelf:
 
     def __init__(self, folder: Path, image_index: np.ndarray):
         self.folder, self.image_index = folder, image_index
+        self.read_only = False  # then a store whose metadata are lost is passed over, not mended
         self._opened: dict[Path, GramStore] = {}
 
     def stores(self, source: Source) -> list[GramStore]:
         """The stores of a source, the largest side first."""
-        found = stores.sides_in(self.folder, source.fields)
-        return [self.store(source, side) for side in found]
+        sides = stores.sides_in(self.folder, source.fields)
+        if self.read_only:
+            there = (stores.store_path(self.folder, source.fields, side) / "zarr.json" for side in sides)
+            sides = [side for side, path in zip(sides, there, strict=True) if path.exists()]
+        return [self.store(source, side) for side in sides]
 
     def store(self, source: Source, side: int) -> GramStore:
         """The store of a source in tiles of a side, made if it is not there."""
@@ -188,18 +197,20 @@ class State:
 class Fill:
     """One store's work: for each tile the arrays that lack it, in the order in which columns want them.
 
-    needed: every (array, tile) that the requests read.  columns: whose they are.
+    requests: what it serves.  needed: every (array, tile) that they read.  columns: whose they are.
     """
 
     source: Source
     store: GramStore
     work: dict[Tile, list[Array]] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
     needed: dict[Array, set[Tile]] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
 
     def add(self, request: Request) -> None:
         """Take a request in: its tiles, and of each only what is not there."""
         tiles = request.tiles(self.store.shape)
+        self.requests.append(request)
         self.needed.setdefault(request.array, set()).update(tiles)
         self.columns += [request.column] if request.column not in self.columns else []
         for tile in sorted(tiles - self.store.finished(request.array)):
@@ -229,32 +240,53 @@ def plan_fills(
             fills.setdefault(found[1].path, Fill(*found)).add(request)
         else:
             open_requests.setdefault(fingerprint(request.sources[0].fields), []).append(request)
-    for group in open_requests.values():
-        source = group[0].sources[0]
-        store = shelf.store(source, _side(group, shelf.stores(source), rate, side))
+    for name, group in open_requests.items():
+        pace = rate(group[0].sources[0])
+        # Measured first, chosen under a lock: processes that start together agree on one store.
+        with locked(shelf.folder / "locks" / f"gram-{name}"):
+            source, store = _choose(group, shelf, pace, side)
         fill = fills.setdefault(store.path, Fill(source, store))
         for request in group:
             fill.add(request)
     return list(fills.values())
 
 
-def _side(
-    group: Sequence[Request], begun: Sequence[GramStore], rate: Callable[[Source], float], asked: int | str
-) -> int:
-    """The side of the tiles to compute a group of requests in: that of a store begun for them where it is fit."""
-    if isinstance(asked, int):
-        return asked
-    pace = rate(group[0].sources[0])
-    images = group[0].sources[0].images
-    best = tile_side(group, images, pace)
-    most = UNFIT * _seconds(group, images, best, pace) + UNFIT_SECONDS
-    fit = (
-        store.shape.side
-        for store in begun
-        if _files(group, images, store.shape.side) <= max(MOST_FILES, _files(group, images, best))
-        and _seconds(group, images, store.shape.side, pace) <= most
-    )
-    return next(fit, best)
+def _choose(group: Sequence[Request], shelf: Shelf, pace: float, side: int | str) -> tuple[Source, GramStore]:
+    """The store to compute a group of requests in: of those begun and fit for it that of least work left, or a new one.
+
+    Stores of another arithmetic or of other trained ends that this machine can compute are gone on with where that is
+    much less.
+    """
+    first = group[0].sources[0]
+    best = side if isinstance(side, int) else tile_side(group, first.images, pace)
+    whole = _seconds(group, first.images, best, pace)
+    most_files = max(MOST_FILES, _files(group, first.images, best))
+    options: list[tuple[float, int, Source, GramStore]] = []
+    for source in group[0].sources:
+        if source.backend != first.backend:
+            continue
+        for store in shelf.stores(source):
+            left = _seconds_left(group, store, pace) * (1.0 if source == first else UNFIT)
+            if isinstance(side, int) and source == first:
+                fit = store.shape.side == side
+            else:
+                fit = left <= (UNFIT * whole + UNFIT_SECONDS if source == first else whole)
+                fit = fit and _files(group, first.images, store.shape.side) <= most_files
+            if fit:
+                options.append((left, len(options), source, store))
+    if not options:
+        return first, shelf.store(first, best)
+    _, _, source, store = min(options)
+    return source, store
+
+
+def _seconds_left(group: Iterable[Request], store: GramStore, pace: float) -> float:
+    missing: dict[Array, set[Tile]] = {}
+    for request in group:
+        left = request.tiles(store.shape) - store.finished(request.array)
+        missing.setdefault(request.array, set()).update(left)
+    pairs = sum(store.shape.pairs(tile) for tile in set().union(*missing.values()))
+    return pairs / pace + SECONDS_A_FILE * sum(map(len, missing.values()))
 
 
 def tile_side(group: Sequence[Request], images: dict[str, Any], pace: float) -> int:

@@ -22,7 +22,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from exact_ntk.errors import Incomplete, NtkError, StoreError
 from exact_ntk.files import digest, fingerprint
-from exact_ntk.locks import Lock, try_lock
+from exact_ntk.locks import Lock, locked, try_lock
 from exact_ntk.progress import progress
 
 FORMAT = 2
@@ -95,29 +95,34 @@ def make(folder: Path, fields: dict[str, Any], side: int, image_index: np.ndarra
     index in the data set. Raises StoreError, naming the field, where what is there belongs to other fields.
     """
     path = store_path(folder, fields, side)
-    if not (path / "zarr.json").exists() or not (path / "image_index" / "zarr.json").exists():
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        attributes = {"format": FORMAT, "fields": fields, "side": side, "image_index_digest": digest(image_index)}
-        try:
-            group = zarr.create_group(str(temporary), zarr_format=3, attributes=attributes)
-            index = image_index.astype(np.int64)
-            group.create_array("image_index", data=index, chunks=(len(index),), compressors=[Crc32cCodec()])
-            path.mkdir(exist_ok=True)
-            _move_in(temporary / "image_index", path / "image_index")
-            (temporary / "zarr.json").replace(path / "zarr.json")
-        except OSError as error:
-            raise NtkError(f"cannot make a Gram store at {path}: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    if not _is_made(path):
+        with locked(folder / "locks" / path.name):
+            if not _is_made(path):
+                _make(path, fields, side, image_index)
     return open(path, fields)
 
 
-def _move_in(made: Path, place: Path) -> None:
-    """Rename a finished folder into place, unless another process has just done that."""
-    if not (place / "zarr.json").exists():
-        shutil.rmtree(place, ignore_errors=True)
-    with contextlib.suppress(FileExistsError, OSError):
-        made.rename(place)
+def _is_made(path: Path) -> bool:
+    return (path / "zarr.json").exists() and (path / "image_index" / "zarr.json").exists()
+
+
+def _make(path: Path, fields: dict[str, Any], side: int, image_index: np.ndarray) -> None:
+    """Write what of a store's metadata is missing; under the store's lock."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    attributes = {"format": FORMAT, "fields": fields, "side": side, "image_index_digest": digest(image_index)}
+    try:
+        group = zarr.create_group(str(temporary), zarr_format=3, attributes=attributes)
+        index = image_index.astype(np.int64)
+        group.create_array("image_index", data=index, chunks=(len(index),), compressors=[Crc32cCodec()])
+        path.mkdir(exist_ok=True)
+        if not (path / "image_index" / "zarr.json").exists():
+            shutil.rmtree(path / "image_index", ignore_errors=True)
+            (temporary / "image_index").rename(path / "image_index")
+        (temporary / "zarr.json").replace(path / "zarr.json")
+    except OSError as error:
+        raise NtkError(f"cannot make a Gram store at {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def open(path: Path | str, fields: dict[str, Any] | None = None) -> "GramStore":
@@ -166,6 +171,10 @@ class TileLock:
     def release(self) -> None:
         """Let go; the lock file goes once every array of the store has the tile."""
         self.lock.release(remove=all(self.store.has(array, self.tile) for array in self.store.arrays()))
+
+
+class DamagedTile(StoreError):
+    """A tile whose checksum fails or that cannot be decoded."""
 
 
 class GramStore:
@@ -245,7 +254,10 @@ class GramStore:
                 opened = zarr.open_array(str(path), mode="r+", zarr_format=3)
                 laid_out = (opened.shape, opened.chunks, str(opened.dtype))
             except (OSError, KeyError, TypeError, ValueError) as error:
-                raise StoreError(f"{path}: not an array of a Gram store, or damaged ({error}); {ADVICE}") from error
+                raise StoreError(
+                    f"{path}: not an array of a Gram store, or its metadata are damaged ({error}): delete its "
+                    "zarr.json to have that written anew, at no tile's cost"
+                ) from error
             for key, value in self._attributes(array).items():
                 if opened.attrs.get(key) != value:
                     raise StoreError(
@@ -319,11 +331,14 @@ class GramStore:
                 ) from error
 
     def _read_tile(self, array: Array, tile: Tile) -> np.ndarray:
+        opened = self._array(array)
         try:
-            return np.asarray(self._array(array)[self.shape.bounds(tile)])
-        except (ValueError, OSError, RuntimeError) as error:
+            return np.asarray(opened[self.shape.bounds(tile)])
+        except OSError as error:
+            raise NtkError(f"cannot read tile {tile} of {self.path}: {error.strerror or error}") from error
+        except (ValueError, RuntimeError) as error:
             why = "its checksum does not match" if "checksum" in str(error) else error
-            raise StoreError(
+            raise DamagedTile(
                 f"{self.path}: tile {tile} of {array_name(array)} is damaged ({why}): run `ntk compute-gram --repair` "
                 "to compute it anew"
             ) from error
@@ -368,16 +383,24 @@ class GramStore:
                 try:
                     if not np.isfinite(self._read_tile(array, tile)).all():
                         bad.append((array, tile))
-                except StoreError:
+                except DamagedTile:
                     bad.append((array, tile))
                 bar.update()
         return bad
 
-    def discard(self, array: Array, tile: Tile) -> None:
-        """Set a damaged tile aside as *.damaged, so that it counts as missing."""
-        chunk = self._chunk(array, tile)
-        if chunk.exists():
-            chunk.replace(chunk.with_name(f"{chunk.name}.damaged"))
+    def discard(self, array: Array, tile: Tile) -> bool:
+        """Set a tile that is still damaged aside as *.damaged, so that it counts as missing; whether that was done."""
+        lock = self.claim(tile)
+        if lock is None:
+            return False  # another process is at it
+        try:
+            chunk = self._chunk(array, tile)
+            still = chunk.exists() and bool(self.damaged({array: [tile]}))
+            if still:
+                chunk.replace(chunk.with_name(f"{chunk.name}.damaged"))
+            return still
+        finally:
+            lock.release()
 
 
 def check_space(folder: Path, need: int, files: int) -> None:

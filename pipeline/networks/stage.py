@@ -118,6 +118,7 @@ def _train_run(cell: NetworkCell, key: RunKey, device: torch.device) -> bool | N
         return None
     try:
         if path.exists():
+            path.with_suffix(".pt").unlink(missing_ok=True)
             return False
         remove_partials(path)
         _train_and_record(cell, key, path, device)

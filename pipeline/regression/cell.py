@@ -9,7 +9,6 @@ import numpy as np
 
 from exact_ntk.config import KernelColumn
 from exact_ntk.draws import Draw, OrderedImages, draw
-from exact_ntk.errors import Incomplete
 from exact_ntk.files import digest, fingerprint, read_npz
 from exact_ntk.gram.plan import Request, Shelf, Source
 from exact_ntk.gram.store import Array
@@ -124,8 +123,6 @@ class KernelCell:
 
     def needs(self) -> str:
         """What a cell without a record needs."""
-        try:
-            self.shelf.require(self.request(self.missing()))
-        except Incomplete:
-            return "run `ntk compute-gram` and `ntk solve`"
-        return "run `ntk solve`"
+        if all(self.shelf.complete(self.request([k])) for k in self.missing()):
+            return "run `ntk solve`"
+        return "run `ntk compute-gram` and `ntk solve`"

@@ -28,11 +28,11 @@ log = logging.getLogger("ntk")
 def solve_cells(cells: Sequence[KernelCell], device: torch.device) -> int:
     """Solve every draw that is not done yet and whose blocks are there; returns how many that were.
 
-    A draw that another process holds is left to it, and waited for at the end. Raises Incomplete, after all else is
-    solved, where blocks are missing.
+    A draw that another process holds is left to it, and waited for at the end. Raises, after all else is solved, the
+    NtkError of the first system that cannot be, or Incomplete where blocks are missing.
     """
     todo = [(cell, k) for cell in cells for k in cell.missing()]
-    solved, waiting = 0, []
+    solved, waiting, failed = 0, [], []
     with progress("solve", len(todo), "system", disable=not todo) as bar:
         while todo:
             busy = []
@@ -43,6 +43,9 @@ def solve_cells(cells: Sequence[KernelCell], device: torch.device) -> int:
                 except Incomplete as error:
                     waiting.append(error)
                     continue
+                except NtkError as error:
+                    failed.append(error)
+                    continue
                 if done is None:
                     busy.append((cell, k))
                     continue
@@ -51,6 +54,10 @@ def solve_cells(cells: Sequence[KernelCell], device: torch.device) -> int:
             todo = busy
             if todo:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
+    for other in failed[1:]:
+        log.warning(f"{other}")
+    if failed:
+        raise failed[0]
     if waiting:
         rest = f" ({len(waiting)} systems of the table are waiting for tiles)" if len(waiting) > 1 else ""
         raise Incomplete(f"{waiting[0]}{rest}")

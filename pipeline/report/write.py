@@ -12,7 +12,7 @@ from exact_ntk.report.page import page
 from exact_ntk.report.tables import csv_table, markdown_table
 
 # What of a column does not change what its cells are.
-DISPLAY = ("depths", "paper")
+DISPLAY = ("name", "depths", "paper")
 
 
 def lost_cells(new: Results, old: Results) -> list[str]:
@@ -24,12 +24,8 @@ def lost_cells(new: Results, old: Results) -> list[str]:
         return {c["name"]: {k: v for k, v in c.items() if k not in DISPLAY} for c in results.config["columns"]}
 
     before, now = asked(old), asked(new)
-    missing = {(m.column, m.depth) for m in new.missing}
-    return [
-        f"{r.column}/{r.depth}"
-        for r in old.records
-        if (r.column, r.depth) in missing and before[r.column] == now[r.column]
-    ]
+    lost = [(before[r.column], r.depth) for r in old.records]
+    return [f"{m.column}/{m.depth}" for m in new.missing if (now[m.column], m.depth) in lost]
 
 
 def _refuse_to_lose(new: Results, folder: Path) -> None:
@@ -50,14 +46,14 @@ def _refuse_to_lose(new: Results, folder: Path) -> None:
         )
 
 
-def write_report(collected: Collected, config_yaml: str, folder: Path, lock: Path) -> None:
-    """Write every file of the report into `folder`; the same records give the same bytes.
+def write_report(collected: Collected, config_yaml: str, folder: Path) -> None:
+    """Write every file of the report into `folder`, one process at a time; the same records give the same bytes.
 
-    lock: a file that one process at a time holds while it writes there. Raises Incomplete, and leaves the table that
-    is there, where the new one would lose a cell that the config still asks for.
+    Raises Incomplete, and leaves the table that is there, where the new one would lose a cell that the config still
+    asks for.
     """
     results, provenance, heat_map = collected.results, collected.provenance, collected.heat_map
-    with locked(lock):
+    with locked(folder.parent / f".{folder.name}.lock", remove=True):
         _refuse_to_lose(results, folder)
         figures = {
             "Test accuracy against depth": ("accuracy.png", accuracy_figure(results)),

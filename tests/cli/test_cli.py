@@ -16,7 +16,12 @@ import torch
 import yaml
 
 from exact_ntk.cli import main as command_line
+from exact_ntk.records import Results, read_record
+from exact_ntk.report.collect import collect
+from exact_ntk.report.write import lost_cells
+from exact_ntk.settings import load_config
 from tests.conftest import digit_arrays
+from tests.made_up import table_of
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,16 @@ def test_stages_out_of_order_exit_with_3(folder: Path):
     assert early.returncode == 3
     assert early.stderr.splitlines()[-1].startswith("error: ")
     elsewhere = ntk(folder, "report", "tiny.yaml", "--results", "other")
-    assert elsewhere.returncode == 0
+    assert elsewhere.returncode == 3
     assert "missing CNTK-V-20/3" in elsewhere.stdout
+
+
+def lost_over(folder: Path, *renamed: str) -> str:
+    """What a report of the renamed columns would lose of the table that is there."""
+    config = load_config(str(folder / "tiny.yaml"), list(renamed[1::2]))
+    new = table_of(folder / "tiny.yaml", folder / "empty", f"data.path={folder}/digits.npz", *renamed[1::2])
+    results = collect(new).results.model_copy(update={"config": config.resolved()})
+    return ", ".join(lost_cells(results, read_record(folder / "results" / "tiny" / "results.json", Results)))
 
 
 def test_an_emptier_report_replaces_nothing(folder: Path):
@@ -125,6 +138,8 @@ def test_an_emptier_report_replaces_nothing(folder: Path):
     lost = ntk(folder, "report", "tiny.yaml")
     assert lost.returncode == 3
     assert "would lose CNTK-V-20/3, CNTK-GAP/3, CNTK-GAP/4, which this config still asks for" in lost.stderr
+    renamed = ["--set", "columns.0.name=VAN", "--set", "columns.1.name=POOLED"]
+    assert lost_over(folder, *renamed) == "VAN/3, POOLED/3, POOLED/4"
     (folder / "results" / "tiny" / "results.json").write_text("{}")
     assert ntk(folder, "report", "tiny.yaml").returncode == 3
     (folder / "results" / "tiny" / "results.json").write_bytes(before["results.json"])
@@ -142,6 +157,29 @@ def test_a_run_over_a_full_table_and_an_empty_folder_ends_with_the_same_table(fo
     shutil.rmtree(folder / "runs")
     assert ntk(folder, "run", "tiny.yaml").returncode == 0
     assert (folder / "results" / "tiny" / "results.json").read_bytes() == before
+
+
+def test_a_bad_cell_stops_neither_the_others_nor_the_report(folder: Path):
+    bad = ["--set", "columns.0.early_stopping={holdout: 0.001}"]
+    done = ntk(folder, "run", "tiny.yaml", *bad)
+    assert_one_line(done, "column CNTK-V-20, depth 3, early_stopping: holdout 0.001")
+    (variant,) = (folder / "results" / "tiny" / "variants").iterdir()
+    assert [r["column"] for r in json.loads((variant / "results.json").read_text())["records"]] == ["CNTK-GAP"] * 2
+
+
+def test_overrides_may_complete_a_config(folder: Path):
+    tree = yaml.safe_load((folder / "tiny.yaml").read_text())
+    del tree["data"]["path"]
+    (folder / "base.yaml").write_text(yaml.safe_dump(tree))
+    assert ntk(folder, "run", "base.yaml", "--set", "data.path=digits.npz").returncode == 0
+
+
+def test_status_writes_nothing(folder: Path):
+    next((folder / "runs" / "tiny").glob("gram-*/zarr.json")).unlink()
+    shutil.rmtree(folder / "runs" / "tiny" / "solve")
+    before = sorted(p for p in folder.rglob("*") if p.is_file())
+    assert ntk(folder, "status", "tiny.yaml").returncode == 3
+    assert sorted(p for p in folder.rglob("*") if p.is_file()) == before
 
 
 def test_overrides_have_results_of_their_own(folder: Path):

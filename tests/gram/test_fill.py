@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from exact_ntk.gram import fill as filling
 from exact_ntk.gram.store import GramStore
 from exact_ntk.kernels import cntk
 from exact_ntk.provenance import read_provenance
+from exact_ntk.regression.stage import solve_cells
 from exact_ntk.table import Table
 from tests.made_up import fill, table_of
 
@@ -180,10 +182,57 @@ def test_a_backend_that_is_not_admitted_serves_nothing(config_path: Path, tmp_pa
     assert all(table.shelf.complete(request) is None for request in table.requests(True))
 
 
+def test_draws_are_planned_one_by_one(config_path: Path, tmp_path: Path, monkeypatch):
+    """Two draws lie in another device's store: a third asks for its own tiles alone."""
+    with monkeypatch.context() as patch:
+        patch.setattr("exact_ntk.table.resolve_backend", lambda *_: "reference-cuda")
+        filled(config_path, tmp_path, "gram.backend=auto")
+    monkeypatch.setattr("exact_ntk.table.resolve_backend", lambda *_: "reference-cpu")
+    table = filled(config_path, tmp_path, "gram.backend=auto", "columns.0.train.draws=3")
+    found = [table.shelf.require(r)[0].backend for r in table.requests(True) if r.column == "CNTK-V-20"]
+    assert sorted(found) == ["reference-cpu"] * 2 + ["reference-cuda"] * 4
+
+
+def test_a_damaged_tile_of_a_store_of_other_arithmetic_is_mended_there(config_path: Path, tmp_path: Path, caplog):
+    filled(config_path, tmp_path, "gram.dtype=float64")
+    victim = next(iter(sorted(tmp_path.glob("gram-*/vanilla-L4/c/1/0"))))
+    victim.write_bytes(victim.read_bytes()[:100])
+    table = table_of(config_path, tmp_path)
+    fill(table, repair=True)
+    assert len(list(tmp_path.glob("gram-*-*"))) == 2
+    assert {table.shelf.require(r)[0].dtype for r in table.requests(True)} == {"float64"}
+
+
+def test_repair_computes_nothing_that_was_not_there(config_path: Path, tmp_path: Path):
+    table = filled(config_path, tmp_path)
+    solve_cells(table.kernel_cells, table.device)
+    shutil.rmtree(next(tmp_path.glob("gram-*/vanilla-L3")).parent)
+    victim = next(iter(sorted(tmp_path.glob("gram-*/gap-L4/c/1/0"))))
+    victim.write_bytes(victim.read_bytes()[:100])
+    before = chunks(tmp_path)
+    fill(table_of(config_path, tmp_path), every=False, repair=True)
+    assert {p for p, t in chunks(tmp_path).items() if before.get(p) != t} == {victim}
+
+
+def test_metadata_that_cannot_be_read_cost_no_tile(config_path: Path, tmp_path: Path):
+    filled(config_path, tmp_path)
+    before = chunks(tmp_path)
+    lost = next(tmp_path.glob("gram-*/vanilla-L3/zarr.json"))
+    lost.write_text("")
+    with pytest.raises(StoreError, match=r"delete its zarr\.json to have that written anew"):
+        fill(table_of(config_path, tmp_path), repair=True)
+    assert chunks(tmp_path) == before
+    lost.unlink()
+    fill(table_of(config_path, tmp_path), repair=True)
+    assert chunks(tmp_path) == before
+
+
 def test_small_columns_come_first(config_path: Path, tmp_path: Path):
     table = table_of(config_path, tmp_path)
     assert [r.column for r in table.requests(True)] == [
-        name for name in ("CNTK-V-20", "CNTK-GAP-40", "NNGP-GAP-40") for _ in range(2)
+        *["CNTK-V-20"] * 4,
+        *["CNTK-GAP-40"] * 2,
+        *["NNGP-GAP-40"] * 2,
     ]
     first = [r for r in table.requests(True) if r.column == "CNTK-V-20"]
     fill(table, first)
@@ -302,7 +351,7 @@ def test_an_unfit_backend_is_a_config_error(config_path: Path, tmp_path: Path, m
 
     monkeypatch.setattr("exact_ntk.table.resolve_backend", unfit)
     with pytest.raises(ConfigError, match=r"gram\.backend: needs a compiler"):
-        table_of(config_path, tmp_path).requests()
+        fill(table_of(config_path, tmp_path))
 
 
 def command(config_path: Path, folder: Path, *more: str) -> list[str]:

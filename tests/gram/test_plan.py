@@ -1,5 +1,7 @@
 """The side of a store's tiles: by work and by files, and stores of several sides beside each other."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,36 @@ def test_a_store_whose_tiles_are_far_too_large_is_left_alone(tmp_path: Path):
     plan_fills(requests(2000, 1, 2000), shelf, lambda _: 1e9, side=1000)
     (fill,) = plan_fills(requests(2000, 1, 20), shelf, lambda _: 100.0)
     assert fill.store.shape.side < 20
+
+
+def test_processes_that_measure_other_rates_agree_on_one_store(tmp_path: Path):
+    """Both have seen no store when they begin to measure; each measures another pace."""
+    asked, paces = requests(4000, 1, 4000), iter([700.0, 1100.0])
+    barrier = threading.Barrier(2)
+
+    def rate(source: Source) -> float:
+        pace = next(paces)
+        barrier.wait()
+        return pace
+
+    def plan(_: int) -> Path:
+        (fill,) = plan_fills(asked, Shelf(tmp_path, np.arange(4000)), rate)
+        return fill.store.path
+
+    with ThreadPoolExecutor(2) as pool:
+        assert len(set(pool.map(plan, range(2)))) == 1
+
+
+def test_of_several_begun_stores_the_fullest_is_gone_on_with(tmp_path: Path):
+    shelf, asked = Shelf(tmp_path, np.arange(1000)), requests(1000, 1, 1000)
+    small, _ = (shelf.store(source(1000), side) for side in (100, 160))
+    small.add(("gap", 3))
+    for tile in sorted(asked[0].tiles(small.shape))[:-5]:
+        rows, columns = small.shape.bounds(tile)
+        small.write(tile, {("gap", 3): np.ones((rows.stop - rows.start, columns.stop - columns.start))})
+    (fill,) = plan_fills(asked, shelf, lambda _: 1000.0)
+    assert fill.store.path == small.path
+    assert len(fill.work) == 5
 
 
 def test_every_tile_has_one_shard_whatever_else_is_asked_for():

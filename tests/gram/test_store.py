@@ -128,10 +128,22 @@ def test_a_flipped_byte_is_found_named_and_mended(tmp_path: Path):
     np.testing.assert_array_equal(store.read("gap", 5, *EVERYTHING), truth(("gap", 5)))
     tiles = {(2, 1), (1, 1)}
     assert store.damaged(dict.fromkeys(ARRAYS, tiles)) == [(("gap", 3), (2, 1))]
-    store.discard(("gap", 3), (2, 1))
+    assert not store.discard(("gap", 3), (1, 1))
+    assert store.discard(("gap", 3), (2, 1))
     assert not store.has(("gap", 3), (2, 1))
     store.write((2, 1), {("gap", 3): truth(("gap", 3))[store.shape.bounds((2, 1))]})
     np.testing.assert_array_equal(store.read("gap", 3, *EVERYTHING), truth(("gap", 3)))
+
+
+def test_a_disk_that_fails_is_not_damage(tmp_path: Path, monkeypatch):
+    store = filled(tmp_path, 4)
+
+    def fail(*args, **kwargs):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("zarr.storage._local._get", fail)
+    with pytest.raises(NtkError, match=r"cannot read tile .*Too many open files"):
+        store.damaged({("gap", 3): [(0, 0)]})
 
 
 def test_a_truncated_tile_is_damaged(tmp_path: Path):
@@ -192,7 +204,7 @@ def test_what_is_not_a_store_is_refused(tmp_path: Path):
         stores.open(tmp_path, FIELDS)
     store = filled(tmp_path, 4)
     (store.path / "gap-L3" / "zarr.json").write_text("{")
-    with pytest.raises(StoreError, match="not an array of a Gram store, or damaged"):
+    with pytest.raises(StoreError, match=r"or its metadata are damaged .* delete its zarr\.json"):
         again(store).read("gap", 3, *EVERYTHING)
     (store.path / "zarr.json").write_text("{")
     with pytest.raises(StoreError, match="not a Gram store"):

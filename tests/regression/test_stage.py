@@ -99,7 +99,7 @@ def test_a_finished_cell_asks_for_no_tile_unless_all_are_wanted(config_path: Pat
         shutil.rmtree(gone)
     table = table_of(config_path, tmp_path)
     assert table.requests() == []
-    assert len(table.requests(every=True)) == 6
+    assert len(table.requests(every=True)) == 8
 
 
 def test_a_heat_map_is_small(config_path: Path, tmp_path: Path, monkeypatch):
@@ -228,6 +228,27 @@ def test_an_indefinite_matrix_is_marked_everywhere_or_stops_by_name(
     stop = prepared(config_path, tmp_path, "columns.*.on_indefinite=stop")
     with pytest.raises(NtkError, match=r"column CNTK-V-20, depth 3: .* leading minor 1 is not positive"):
         solve(stop)
+
+
+def test_a_cell_that_cannot_be_solved_stops_no_other(config_path: Path, tmp_path: Path, caplog):
+    table = prepared(config_path, tmp_path, "columns.0.early_stopping={holdout: 0.001}")
+    with pytest.raises(NtkError, match="column CNTK-V-20, depth 3, early_stopping: holdout"):
+        solve(table)
+    assert "column CNTK-V-20, depth 4, early_stopping: holdout" in caplog.text
+    assert {r.column for r in records(table)} == {"CNTK-GAP-40", "NNGP-GAP-40"}
+
+
+def test_what_is_solved_is_collected_where_no_backend_runs(config_path: Path, tmp_path: Path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("exact_ntk.table.resolve_backend", lambda *_: "reference-cpu")
+        table = prepared(config_path, tmp_path, "gram.backend=reference")
+        solve(table)
+
+    def unfit(*args):
+        raise ValueError("needs a compiler")
+
+    monkeypatch.setattr("exact_ntk.table.resolve_backend", unfit)
+    assert records(table_of(config_path, tmp_path)) == records(table)
 
 
 def test_the_record_says_which_values_served(config_path: Path, tmp_path: Path):
