@@ -61,7 +61,7 @@ def test_the_store_holds_the_kernel_of_the_images(config_path: Path, tmp_path: P
             np.testing.assert_allclose(found[f"{cell.name}/{depth}/{k}"], truth, rtol=1e-12)
 
 
-@pytest.mark.parametrize("tile", [5, 16, 90])
+@pytest.mark.parametrize("tile", [7, 90])
 def test_tile_size_does_not_matter(config_path: Path, tmp_path: Path, tile: int):
     one = blocks(filled(config_path, tmp_path / "a", "gram.dtype=float64"))
     other = blocks(filled(config_path, tmp_path / "b", "gram.dtype=float64", f"gram.tile={tile}"))
@@ -360,7 +360,7 @@ def command(config_path: Path, folder: Path, *more: str) -> list[str]:
 
 def test_killed_anywhere_and_run_again_gives_the_same_bits(config_path: Path, tmp_path: Path):
     """kill -9 while tiles are being written, twice; two processes that ask for other depths finish the rest."""
-    slow = ["--set", "gram.tile=6", "--set", "columns.*.depths=[3, 6]"]
+    slow = ["--set", "gram.tile=8", "--set", "columns.*.depths=[3, 5]"]
     runs = tmp_path / "runs"
     for _ in range(2):
         process = subprocess.Popen(command(config_path, runs, *slow), stderr=subprocess.DEVNULL)
@@ -371,7 +371,7 @@ def test_killed_anywhere_and_run_again_gives_the_same_bits(config_path: Path, tm
         process.wait()
     done = chunks(runs / "tiny")
     assert len(done) >= 6
-    more = [slow, [*slow[:3], "columns.*.depths=[3, 5]"]]
+    more = [slow, [*slow[:3], "columns.*.depths=[3, 4]"]]
     both = [subprocess.Popen(command(config_path, runs, *m), stderr=subprocess.PIPE) for m in more]
     assert [(p.wait(), p.stderr.read())[0] for p in both] == [0, 0]
     assert done.items() <= chunks(runs / "tiny").items()
@@ -388,7 +388,7 @@ def test_a_kill_between_two_arrays_of_a_tile_costs_only_the_second(config_path: 
         pass
 
     def cut_short(self, tile, values):
-        written.append((tile, list(values)))
+        written.append(((self.path, tile), list(values)))
         first = next(iter(values))
         real(self, tile, {first: values[first]})
         raise Killed
@@ -399,9 +399,9 @@ def test_a_kill_between_two_arrays_of_a_tile_costs_only_the_second(config_path: 
     before, cut = chunks(tmp_path), dict(written)
     assert len(before) == len(cut) > 0
     written.clear()
-    monkeypatch.setattr(GramStore, "write", lambda *a: written.append((a[1], list(a[2]))) or real(*a))
+    monkeypatch.setattr(GramStore, "write", lambda *a: written.append(((a[0].path, a[1]), list(a[2]))) or real(*a))
     table = filled(config_path, tmp_path)
     again = dict(written)
-    assert all(again[tile] == arrays[1:] for tile, arrays in cut.items())
+    assert all(again[place] == arrays[1:] for place, arrays in cut.items())
     assert before.items() <= chunks(tmp_path).items()
     assert same(blocks(table), blocks(filled(config_path, tmp_path / "whole")))
