@@ -108,8 +108,8 @@ def _key(location: tuple[int | str, ...], entries: list[int]) -> str:
 
 
 def _explain(error: ValidationError, entries: list[int]) -> str:
-    """The first problem on one line, named by its full key."""
-    problems = error.errors()
+    """The first problem on one line, named by its full key; a misspelt key before the one it leaves missing."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
     key = _key(first["loc"], entries)
     distinct = {_key(p["loc"], entries) for p in problems if p["type"] != "too_short" or p["input"] == []}

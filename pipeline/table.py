@@ -10,13 +10,11 @@ import torch
 from exact_ntk.config import CnnColumn, Config, KernelColumn
 from exact_ntk.draws import OrderedImages
 from exact_ntk.errors import ConfigError
-from exact_ntk.gram.plan import Request, Shelf, sources_of
+from exact_ntk.gram.plan import DTYPES, Request, Shelf, sources_of
 from exact_ntk.kernels import resolve_backend
 from exact_ntk.kernels.passes import TRAINED_BY_DEFAULT
 from exact_ntk.networks.cell import NetworkCell
 from exact_ntk.regression.cell import KernelCell
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class Cell(Protocol):

@@ -153,3 +153,11 @@ def test_the_resolved_config_loads_to_itself(config_path: Path, tmp_path: Path):
 def test_fingerprints_ignore_key_order_and_nothing_else():
     assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing(tmp_path: Path):
+    columns = [{"model": "cntk", "readut": "gap", "depths": [3]}]
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"name": "c", "data": {"dataset": "digits"}, "columns": columns}))
+    with pytest.raises(ConfigError, match=r"columns\.0\.readut: unknown key; did you mean readout\? \(and 1 more\)"):
+        load_config(str(path))

@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from exact_ntk.draws import OrderedImages
 from exact_ntk.errors import StoreError
+from exact_ntk.files import fingerprint
 from exact_ntk.gram import store
-from exact_ntk.gram.plan import SECONDS_A_FILE, Fill, Request, Shelf, Source, elsewhere, plan_fills, shard_of
+from exact_ntk.gram.plan import DTYPES, SECONDS_A_FILE, Fill, Request, Shelf, Source, elsewhere, plan_fills, shard_of
 from exact_ntk.gram.store import Array, Tile, TileLock, array_name, check_space, other_formats
 from exact_ntk.kernels import Pass, cntk_pass
 from exact_ntk.progress import progress
 from exact_ntk.provenance import add_provenance
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 WRITES_IN_FLIGHT = 2
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_RECORDS = 20.0
@@ -71,7 +71,7 @@ class Filler:
     def __init__(self, images: OrderedImages, shelf: Shelf, device: torch.device, side: int | str):
         self.images, self.shelf, self.device, self.side = images, shelf, device, side
         self._rates: dict[tuple, float] = {}
-        self._computers: dict[tuple, TileComputer] = {}
+        self._computers: dict[str, TileComputer] = {}
         self._said: set[str] = set()
 
     def fill(
@@ -113,15 +113,15 @@ class Filler:
         return [tile for tile in fill.work if tile in reads and shard_of(tile, shard[1]) == shard[0]]
 
     def _computer(self, source: Source) -> TileComputer:
-        key = (source.family, source.train_first, source.train_last, source.backend, source.dtype)
-        if key not in self._computers:
-            self._computers[key] = TileComputer(source, self.images, self.device)
-        return self._computers[key]
+        name = fingerprint(source.fields)
+        if name not in self._computers:
+            self._computers[name] = TileComputer(source, self.images, self.device)
+        return self._computers[name]
 
     def _rate(self, source: Source, requests: Sequence[Request]) -> float:
         """Pairs/s of a source, over every array that it may hold for some request."""
         arrays = sorted({r.array for r in requests if source in r.sources})
-        key = (source.family, source.train_first, source.train_last, source.backend, source.dtype, *arrays)
+        key = (fingerprint(source.fields), *arrays)
         if key not in self._rates:
             self._rates[key] = self._computer(source).pairs_per_second(arrays)
         return self._rates[key]
@@ -155,9 +155,7 @@ class Filler:
             rate = self._rate(source, requests)
             seconds = timedelta(seconds=max(1, round(pairs / rate + files * SECONDS_A_FILE)))
             line += f"; {pairs:,} pairs and {files:,} files left, about {seconds} at {rate:.3g} pairs/s"
-        if line not in self._said:
-            self._said.add(line)
-            log.info(line)
+        self._once(line)
         if mine and not any(fill.store.finished(array) for array in fill.needed):
             self._say_where_else(fill)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from exact_ntk.config import Gram, KernelColumn
 from exact_ntk.draws import OrderedImages
@@ -26,6 +27,7 @@ MOST_FILES = 20_000
 # A store in tiles of another side is gone on with unless it takes this many times, and this many seconds more.
 UNFIT, UNFIT_SECONDS = 4.0, 60.0
 STORED = "float64"
+DTYPES = {"float32": torch.float32, "float64": torch.float64}  # of the arithmetic, by the config's words
 
 Block = tuple[np.ndarray, np.ndarray]  # rows and columns, as positions
 
