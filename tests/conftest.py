@@ -1,6 +1,10 @@
-"""Small real data sets on disk, and the hypothesis profile of the whole suite."""
+"""Small real data sets on disk, the hypothesis profile of the whole suite, and one thread for each of its workers."""
 
+import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it: workers that share cores wait for each other's threads
 
 import numpy as np
 import pytest
