@@ -12,7 +12,7 @@ from exact_ntk.device import cpu_features, cpu_model
 from exact_ntk.files import digest
 
 HERE = Path(__file__).parent
-CPU_SOURCES = ("arithmetic.h", "images.h", "cpu.cpp")
+CPU_SOURCES = ("arithmetic.h", "call.h", "images.h", "exact.h", "planes.h", "output.h", "pooled.h", "vanilla.h", "cpu.cpp")
 GPU_SOURCES = ("arithmetic.h", "gpu.cu")
 # Not -ffast-math: it turns NaN checks off, and a library linked with it flushes denormals in the whole process.
 FLAGS = (

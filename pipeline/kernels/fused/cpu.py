@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exact_ntk.kernels.fused import SHORT_SIDE, values_of
+from exact_ntk.kernels.fused import LONG_SIDE, SHORT_SIDE
 from exact_ntk.kernels.fused.build import CompileError, build_library, cache_folder
 from exact_ntk.kernels.passes import Pass
 
 log = logging.getLogger("ntk")
+
+NO_MEMORY = 2  # as in call.h
 
 
 @functools.cache
@@ -32,19 +34,18 @@ def _library() -> ctypes.CDLL:
 def load(path: Path) -> ctypes.CDLL:
     """Open a compiled library and declare its functions."""
     library = ctypes.CDLL(str(path))
-    floats, doubles, flags = (ctypes.POINTER(t) for t in (ctypes.c_float, ctypes.c_double, ctypes.c_uint8))
-    arguments: Any = [
-        floats,
-        ctypes.c_long,
-        floats,
-        ctypes.c_long,
+    floats, matrices = ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_void_p)
+    library.ntk_cntk.argtypes = [
+        ctypes.c_int,
+        *[floats, ctypes.c_long] * 2,
         *[ctypes.c_int] * 5,
-        flags,
+        *[matrices] * 2,
+        ctypes.c_long,
         *[ctypes.c_int] * 3,
-        doubles,
+        ctypes.POINTER(ctypes.c_int),
+        ctypes.POINTER(ctypes.c_long),
     ]
-    library.ntk_pooled.argtypes, library.ntk_pooled.restype = arguments, None
-    library.ntk_vanilla.argtypes, library.ntk_vanilla.restype = arguments, ctypes.c_long
+    library.ntk_cntk.restype = ctypes.c_int
     library.ntk_multiply_adds.argtypes, library.ntk_multiply_adds.restype = [ctypes.c_long], ctypes.c_double
     return library
 
@@ -74,57 +75,81 @@ def multiply_adds_per_second(threads: int, seconds: float = 0.2) -> float:
     return best
 
 
-def _lanes_needed(rows: int, columns: int) -> float:
-    """Lanes spent an image pair on planes of so many rows, those left idle included."""
-    if columns > SHORT_SIDE:
-        return float("inf")
+def _planes_cost(rows: int, columns: int) -> tuple[bool, int]:
+    """Whether planes of this size are wide, and the lanes spent on an image pair, those left idle included."""
+    if columns > SHORT_SIDE or rows > LONG_SIDE:
+        return True, rows * -(-columns // 16)
     groups = -(-columns // (SHORT_SIDE // columns))
-    return rows * rows * groups
-
-
-def _pointer(x: Tensor, kind: type) -> ctypes._Pointer:
-    assert x.is_contiguous()
-    assert x.device.type == "cpu"
-    return ctypes.cast(x.data_ptr(), ctypes.POINTER(kind))
+    return False, rows * rows * groups
 
 
 def _as_planes(x: Tensor) -> Tensor:
     """Contiguous float32 images, transposed where that leaves fewer lanes idle: the kernels do not mind."""
     height, width = x.shape[2:]
-    transposed = _lanes_needed(width, height) < _lanes_needed(height, width)
+    transposed = _planes_cost(width, height) < _planes_cost(height, width)
     return (x.mT if transposed else x).to("cpu", torch.float32).contiguous()
 
 
-def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, library: ctypes.CDLL | None = None) -> Tensor:
+def _floats(x: Tensor) -> ctypes._Pointer:
+    return ctypes.cast(x.data_ptr(), ctypes.POINTER(ctypes.c_float))
+
+
+def _matrices(out: Tensor, job: Pass, readout: str) -> Any:
+    """For each layer the address of the matrix that its depth's values of a readout go to, or null."""
+    addresses = (ctypes.c_void_p * (max(job.depths) - 1))()
+    if readout in job.readouts:
+        for slot, depth in enumerate(job.depths):
+            addresses[depth - 2] = out[job.readouts.index(readout), slot].data_ptr()
+    return addresses
+
+
+def cntk_pass(
+    x1: Tensor, x2: Tensor | None, job: Pass, library: ctypes.CDLL | None = None, *, out: Tensor | None = None
+) -> Tensor:
     """One readout family at all depths: as `reference.cntk_pass`, float32 on the CPU, on torch's number of threads.
 
     A pair's value depends on its two images alone: not on the block, the threads or the other images.
+    out: (readouts, depths, n1, n2) in float64, rows contiguous; written in place and returned.
+    An exception that a signal raises in the calling thread, such as KeyboardInterrupt, stops the computation. Raises
+    MemoryError.
     """
     library = library or _library()
     a = _as_planes(x1)
     b = a if x2 is None else _as_planes(x2)
-    layers = max(job.depths) - 1
-    read = torch.zeros(layers, dtype=torch.uint8)
-    read[[depth - 2 for depth in job.depths]] = 1
-    sums = torch.zeros((2, len(job.depths), len(a), len(b)), dtype=torch.float64)
-    function = library.ntk_vanilla if job.family == "vanilla" else library.ntk_pooled
-    again = function(
-        _pointer(a, ctypes.c_float),
-        len(a),
-        _pointer(b, ctypes.c_float),
-        len(b),
-        x2 is None,
-        *a.shape[1:],
-        layers,
-        _pointer(read, ctypes.c_uint8),
-        job.train_first,
-        job.ntk,
-        torch.get_num_threads(),
-        _pointer(sums, ctypes.c_double),
-    )
-    if again:
-        log.debug("%d nearly equal pairs were computed in float64", again)
-    if x2 is None:
-        lower = sums.tril()
-        sums = lower + sums.tril(-1).mT
-    return values_of(sums, job, a.shape[2] * a.shape[3])
+    if out is None:
+        out = torch.empty((len(job.readouts), len(job.depths), len(a), len(b)), dtype=torch.float64)
+    assert out.stride(3) == 1
+    stop, again = ctypes.c_int(0), ctypes.c_long()
+
+    def compute() -> int:
+        return library.ntk_cntk(
+            job.family == "gap",
+            _floats(a),
+            len(a),
+            _floats(b),
+            len(b),
+            x2 is None,
+            *a.shape[1:],
+            max(job.depths) - 1,
+            _matrices(out, job, job.family),
+            _matrices(out, job, f"{job.family}-nngp"),
+            out.stride(2),
+            job.train_first,
+            job.train_last,
+            torch.get_num_threads(),
+            ctypes.byref(stop),
+            ctypes.byref(again),
+        )
+
+    # Signals reach Python between two of its instructions only: the calling thread waits in one, another computes.
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            status = pool.submit(compute).result()
+        except BaseException:
+            stop.value = 1
+            raise
+    if status == NO_MEMORY:
+        raise MemoryError(f"not enough memory for the {job.family} kernel of {len(a)} x {len(b)} images")
+    if again.value:
+        log.debug("%d nearly equal pairs were computed in float64", again.value)
+    return out

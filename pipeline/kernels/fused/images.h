@@ -1,27 +1,28 @@
-// Images and their normalisers as the CPU loops read them, and the threads that share the work.
+// Images and their normalisers as the CPU loops read them.
 #pragma once
-#include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <mutex>
-#include <thread>
 #include <vector>
+
+#include "call.h"
 
 namespace {
 
 constexpr int LANES = 32;
+constexpr int TALLEST = 64;  // rows of a plane whose rows are LANES floats
 // Patch norms below this share of the image's largest count as 0: the product of two reciprocals stays a finite float.
 constexpr double SMALLEST_NORM = 1e-18;
 
 struct Shape {
     int channels, rows, columns, layers;
-    int packed() const { return LANES / columns; }                          // planes or pairs side by side
+    bool wide() const { return columns > LANES || rows > TALLEST; }         // a plane has rows of its own length
+    int row() const { return wide() ? (columns + 15) / 16 * 16 : LANES; }   // floats in a row
+    int packed() const { return wide() ? 1 : LANES / columns; }             // planes or pairs side by side
     int groups() const { return (columns + packed() - 1) / packed(); }      // groups of d2 that fill the lanes
     int rotated() const { return packed() == 1 ? 2 * LANES : groups() * LANES; }  // floats in a rotated row
-    size_t row_block() const { return (size_t)rows * LANES; }
+    size_t row_block() const { return (size_t)rows * row(); }
     size_t pixels() const { return (size_t)rows * columns; }
     // Floats of one image: its pixels, then for each layer its deviations, then their reciprocals.
     size_t image_floats() const { return (size_t)(channels + 2 * layers) * row_block(); }
@@ -58,12 +59,13 @@ std::vector<double> deviations(const float* x, const Shape& shape) {
     return out;
 }
 
-// A set of images as the loops read them. Each image is scaled by a power of two so that its largest patch norm is near
-// 1: no product then overflows or loses digits, and nothing is rounded.
+// Some images as the loops read them. Each image is scaled by a power of two so that its largest patch norm is near 1: no
+// product then overflows or loses digits, and nothing is rounded.
 class Images {
 public:
+    // x: all images, of which `count` from `begin` on are taken, and counted from 0.
     // slots: 1 repeats each image `packed` times across the lanes; packed() puts that many images side by side
-    Images(const float* x, long count, const Shape& shape, int slots, int threads);
+    Images(Call& call, const float* x, long begin, long count, const Shape& shape, int slots);
     const float* lanes(long block) const { return lanes_.data() + block * shape.image_floats(); }
     long blocks() const { return (count + slots_ - 1) / slots_; }
     double scale(long i) const { return scale_[i]; }
@@ -74,7 +76,7 @@ public:
         return !std::memcmp(x_ + i * n, other.x_ + j * n, n * sizeof(float));
     }
     const Shape shape;
-    const long count;
+    const long begin, count;
 
 private:
     void fill(long i);
@@ -86,46 +88,38 @@ private:
     mutable std::unique_ptr<std::once_flag[]> once_;
 };
 
-// Run work(k) for k in 0 .. count - 1 on so many threads; which thread takes which k never changes a value.
-template <class Work> void parallel(long count, int threads, Work work) {
-    std::atomic<long> next{0};
-    auto loop = [&] {
-        for (long k; (k = next.fetch_add(1)) < count;) work(k);
-    };
-    std::vector<std::thread> others;
-    for (int t = 1; t < threads && t < count; t++) others.emplace_back(loop);
-    loop();
-    for (auto& thread : others) thread.join();
-}
-
-Images::Images(const float* x, long n, const Shape& s, int slots, int threads)
-    : shape(s), count(n), x_(x), slots_(slots), scale_(n), exact_(n), once_(new std::once_flag[n]) {
+Images::Images(Call& call, const float* x, long first, long n, const Shape& s, int slots)
+    : shape(s), begin(first), count(n), x_(x + first * s.channels * s.pixels()), slots_(slots), scale_(n), exact_(n),
+      once_(new std::once_flag[n]) {
     lanes_.assign(blocks() * shape.image_floats(), 0.f);
-    parallel(count, threads, [this](long i) { fill(i); });
+    call.parallel(count, [] { return 0; }, [this](int, long i) { fill(i); });
 }
 
 void Images::fill(long i) {
-    const size_t n = shape.pixels(), row = shape.row_block();
+    const size_t n = shape.pixels(), row = shape.row(), block = shape.row_block();
     const float* x = x_ + i * shape.channels * n;
     const std::vector<double> d = deviations(x, shape);
     const double largest = *std::max_element(d.begin(), d.begin() + n);
     const double scale = largest > 0 ? std::exp2(-std::ilogb(largest)) : 1.0;
     scale_[i] = 1 / scale;
-    float* out = lanes_.data() + (i / slots_) * shape.image_floats();
     const int first = slots_ == 1 ? 0 : i % slots_, last = slots_ == 1 ? shape.packed() - 1 : first;
-    for (int slot = first; slot <= last; slot++)
-        for (int r = 0; r < shape.rows; r++)
-            for (int c = 0; c < shape.columns; c++) {
-                const size_t from = r * shape.columns + c, to = r * LANES + slot * shape.columns + c;
-                for (int k = 0; k < shape.channels; k++) out[k * row + to] = (float)(x[k * n + from] * scale);
-                for (int h = 0; h < shape.layers; h++) {
-                    const double value = d[h * n + from] * scale;
-                    float* table = out + (shape.channels + 2 * h) * row;
-                    const bool empty = value < SMALLEST_NORM;
-                    table[to] = empty ? 0.f : (float)value;
-                    table[row + to] = empty ? 0.f : (float)(1 / value);
+    for (int slot = first; slot <= last; slot++) {
+        float* out = lanes_.data() + (i / slots_) * shape.image_floats() + slot * shape.columns;
+        for (int k = 0; k < shape.channels; k++, out += block)
+            for (int r = 0; r < shape.rows; r++)
+                for (int c = 0; c < shape.columns; c++)
+                    out[r * row + c] = (float)(x[k * n + r * shape.columns + c] * scale);
+        for (int h = 0; h < shape.layers; h++, out += 2 * block)
+            for (int r = 0; r < shape.rows; r++) {
+                const double* __restrict from = d.data() + h * n + r * shape.columns;
+                float *__restrict deviation = out + r * row, *__restrict inverse = deviation + block;
+                for (int c = 0; c < shape.columns; c++) {
+                    const double value = from[c] * scale;
+                    deviation[c] = value < SMALLEST_NORM ? 0.f : (float)value;
+                    inverse[c] = value < SMALLEST_NORM ? 0.f : (float)(1 / value);
                 }
             }
+    }
 }
 
 const double* Images::exact(long i) const {

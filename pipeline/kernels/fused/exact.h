@@ -1,0 +1,82 @@
+// The zero offset of a pair, which is all of a vanilla kernel, in double.
+#pragma once
+#include "images.h"
+
+static inline double root(double x) { return __builtin_sqrt(x); }
+
+#include "arithmetic.h"
+
+namespace {
+
+// What to compute: which layers are read out, and whether T_0 = S_0, the NTK and the NNGP are wanted.
+struct Job {
+    int layers;
+    const uint8_t* read;
+    bool train_first, ntk;
+};
+
+// A row of the zero offset, written so that a compiler makes vectors of it. S, T: the box of s and t, one entry a column.
+// Adds K and R to sum_k and sum_r. EQUAL: both images are the same, so lam = 1 and S = n.
+template <bool EQUAL>
+void exact_row(int columns, const double* __restrict S, const double* __restrict T, const double* __restrict d1,
+               const double* __restrict d2, size_t inverses, double* __restrict k, double* __restrict r,
+               double* __restrict sum_k, double* __restrict sum_r) {
+    for (int c = 0; c < columns; c++) {
+        const double inverse = d1[inverses + c] * d2[inverses + c], deviation = d1[c] * d2[c];
+        double K, R, lam;
+        relu_layer<true, true>(EQUAL ? deviation : S[c], T[c], inverse, deviation, K, R, lam);
+        k[c] = K, r[c] = R, sum_k[c] += K, sum_r[c] += R;
+    }
+}
+
+// One a thread: its arrays are used again for every pair.
+class ZeroOffset {
+public:
+    explicit ZeroOffset(const Shape& shape)
+        : stride(shape.columns + 2), s(size(shape)), t(size(shape)), across_s(size(shape)), across_t(size(shape)),
+          S(shape.columns), T(shape.columns), sum_r(shape.columns), sum_k(shape.columns) {}
+
+    // out[2 h] = sum R, out[2 h + 1] = sum K after layer h
+    void operator()(const Images& a, long i, const Images& b, long j, const Job& job, double* out) {
+        const Shape& shape = a.shape;
+        const int rows = shape.rows, columns = shape.columns;
+        const size_t n = shape.pixels();
+        const double *x = a.exact(i), *y = b.exact(j);
+        const bool equal = a.equal(i, b, j);
+        std::fill(s.begin(), s.end(), 0.0), std::fill(t.begin(), t.end(), 0.0);
+        for (int r = 0; r < rows; r++)
+            for (int k = 0; k < shape.channels; k++)
+                for (int c = 0; c < columns; c++) {
+                    const size_t p = k * n + r * columns + c;
+                    s[(r + 1) * stride + c + 1] += x[p] * y[p];
+                }
+        if (job.train_first) t = s;
+        for (int h = 0; h < job.layers; h++) {
+            const double *d1 = x + (shape.channels + 2 * h) * n, *d2 = y + (shape.channels + 2 * h) * n;
+            for (size_t p = stride + 1; p < (rows + 1) * stride - 1; p++) {
+                across_s[p] = s[p - 1] + s[p] + s[p + 1];
+                across_t[p] = t[p - 1] + t[p] + t[p + 1];
+            }
+            std::fill(sum_r.begin(), sum_r.end(), 0.0), std::fill(sum_k.begin(), sum_k.end(), 0.0);
+            for (int r = 0; r < rows; r++) {
+                const size_t p = (r + 1) * stride + 1, q = (size_t)r * columns;
+                for (int c = 0; c < columns; c++) {
+                    S[c] = across_s[p - stride + c] + across_s[p + c] + across_s[p + stride + c];
+                    T[c] = across_t[p - stride + c] + across_t[p + c] + across_t[p + stride + c];
+                }
+                (equal ? exact_row<true> : exact_row<false>)(columns, S.data(), T.data(), d1 + q, d2 + q, n, &s[p], &t[p],
+                                                             sum_k.data(), sum_r.data());
+            }
+            out[2 * h] = out[2 * h + 1] = 0;
+            for (int c = 0; c < columns; c++) out[2 * h] += sum_r[c], out[2 * h + 1] += sum_k[c];
+        }
+    }
+
+private:
+    static size_t size(const Shape& shape) { return (size_t)(shape.rows + 2) * (shape.columns + 2); }
+    const size_t stride;
+    // s, t: what `box` has yet to sum, with an empty border; across: sums of three along a row, empty above and below
+    std::vector<double> s, t, across_s, across_t, S, T, sum_r, sum_k;
+};
+
+}  // namespace
