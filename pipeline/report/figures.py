@@ -1,42 +1,25 @@
 """Figures: accuracy against depth and width, training curves, a Gram matrix by class. Each returns PNG bytes."""
 
-import io
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 
+from exact_ntk.canvas import subplots, to_png, viridis
 from exact_ntk.records import ColumnHead, KernelRecord, NetworkRecord, Results
 
 COLOURS = {"vanilla": "#2a6fbb", "gap": "#d1603d"}
 LINES = {"cnn": ("-", "o"), "cntk": ("--", "s"), "nngp": (":", "^")}
 TITLES = {"vanilla": "vanilla readout", "gap": "global average pooling"}
-MAP = plt.get_cmap("viridis")
 # What a network and a kernel must share for the gap between them to mean anything.
 SAME = ("readout", "train", "test", "train_first", "train_last")
 # What networks of one line may differ in.
 APART = ("name", "width", "paper", "depths")
 
 
-def to_png(figure: Figure) -> bytes:
-    """PNG of a figure, which is closed."""
-    out = io.BytesIO()
-    # No software or date in the file: the same records give the same bytes.
-    figure.savefig(out, format="png", dpi=140, metadata={"Software": None})
-    plt.close(figure)
-    return out.getvalue()
-
-
 def accuracy_figure(results: Results) -> bytes:
     """Test accuracy against depth, a panel a readout, a line a column, with one standard error; hollow: the paper."""
     readouts = [r for r in COLOURS if any(c.readout == r for c in results.columns)]
-    figure, axes = plt.subplots(
-        1, len(readouts), figsize=(1 + 4.6 * len(readouts), 4.2), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, axes = subplots(1, len(readouts), (1 + 4.6 * len(readouts), 4.2), sharey=True, squeeze=False)
     for axis, readout in zip(axes[0], readouts, strict=True):
         columns = [c for c in results.columns if c.readout == readout]
         ticks = sorted({d for c in columns for d in c.depths})
@@ -80,14 +63,12 @@ def width_figure(results: Results) -> bytes | None:
     readouts = [r for r in COLOURS if any(readout == r for readout, _, _ in lines)]
     if not readouts:
         return None
-    figure, axes = plt.subplots(
-        2, len(readouts), figsize=(1 + 4.6 * len(readouts), 6.2), sharex="col", sharey="row", squeeze=False,
-        height_ratios=(3, 2), layout="constrained",
-    )  # fmt: skip
+    size, shared = (1 + 4.6 * len(readouts), 6.2), {"sharex": "col", "sharey": "row"}
+    figure, axes = subplots(2, len(readouts), size, squeeze=False, height_ratios=(3, 2), **shared)
     for (above, below), readout in zip(axes.T, readouts, strict=True):
         mine = [(depth, nets, kernel) for r, nets, kernel in lines if r == readout for depth in [nets[0].depth]]
         for k, (depth, nets, kernel) in enumerate(sorted(mine, key=lambda line: line[0])):
-            colour, widths = MAP(0.85 * k / max(1, len(mine) - 1)), [r.width for r in nets]
+            colour, widths = viridis(0.85 * k / max(1, len(mine) - 1)), [r.width for r in nets]
             accuracy = np.array([r.accuracy for r in nets])
             bars = {"color": colour, "capsize": 2.5, "markersize": 5, "marker": "o"}
             errors = [r.standard_error for r in nets]
@@ -146,15 +127,13 @@ def curves_figure(results: Results) -> bytes | None:
     if not readouts:
         return None
     panels = {"loss": "loss", "train_accuracy": "training accuracy (%)", "test_accuracy": "test accuracy (%)"}
-    figure, axes = plt.subplots(
-        len(readouts), 3, figsize=(12, 0.6 + 3.2 * len(readouts)), sharey="col", squeeze=False, layout="constrained"
-    )
+    figure, axes = subplots(len(readouts), 3, (12, 0.6 + 3.2 * len(readouts)), sharey="col", squeeze=False)
     for row, readout in zip(axes, readouts, strict=True):
         cells = [r for r in nets if r.readout == readout]
         several = len({r.column for r in cells}) > 1
         for k, cell in enumerate(cells):
             label = f"{cell.column}/{cell.depth}" if several else f"L = {cell.depth}"
-            colour = MAP(0.85 * k / max(1, len(cells) - 1))
+            colour = viridis(0.85 * k / max(1, len(cells) - 1))
             for axis, key in zip(row, panels, strict=True):
                 for run in cell.runs:
                     values = getattr(run.history, key)
@@ -173,7 +152,7 @@ def gram_figure(k: np.ndarray, y: np.ndarray, classes: tuple[str, ...], title: s
     """k (n, n) of unit diagonal, its images sorted by class y (n,)."""
     edges = np.flatnonzero(np.diff(y)) + 1
     middles = [float(np.flatnonzero(y == c).mean()) for c in np.unique(y)]
-    figure, axis = plt.subplots(figsize=(5.6, 4.8), layout="constrained")
+    figure, axis = subplots(1, 1, (5.6, 4.8))
     off_diagonal = k[~np.eye(len(k), dtype=bool)]
     low, high = np.percentile(off_diagonal, [1, 99.5]) if len(k) > 1 else (0, 1)
     image = axis.imshow(k, cmap="magma", vmin=low, vmax=high, interpolation="nearest")

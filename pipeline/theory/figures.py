@@ -3,14 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
 
-from exact_ntk.report.figures import to_png
+from exact_ntk.canvas import subplots, to_png, viridis
 from exact_ntk.theory.quadrature import VARIANCES, QuadratureErrors
 from exact_ntk.theory.rates import Rate, fit_rates
 from exact_ntk.theory.theorem1 import Initialisation
@@ -22,7 +18,7 @@ QUANTILES = (0.5, 0.9)
 
 
 def _shades(count: int) -> np.ndarray:
-    return plt.get_cmap("viridis")(np.linspace(0.0, 0.88, count))
+    return viridis(np.linspace(0.0, 0.88, count))
 
 
 def _label(name: str, rate: Rate) -> str:
@@ -56,7 +52,7 @@ def _power(axis: Any, x: Sequence[float], start: float, exponent: float, style: 
 
 def quadrature_figure(found: Sequence[QuadratureErrors]) -> bytes:
     """Largest error against variance, a line an activation."""
-    figure, axis = plt.subplots(figsize=(6.6, 4.4), layout="constrained")
+    figure, axis = subplots(1, 1, (6.6, 4.4))
     for colour, q in zip(_shades(len(found)), found, strict=True):
         style = "o-" if q.rule == "polar" else "s--"
         errors = np.maximum(q.errors, 1e-17)
@@ -77,7 +73,7 @@ def quadrature_figure(found: Sequence[QuadratureErrors]) -> bytes:
 
 def initialisation_figure(found: Initialisation) -> bytes:
     """Median and 90 % quantile of the NTK's error against width, a line a depth, with the bound's shape."""
-    figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.8), layout="constrained")
+    figure, axes = subplots(1, 2, (11.5, 4.8))
     for axis, quantile, name in zip(axes, QUANTILES, ("median", "90 % quantile"), strict=True):
         rates = _rates(axis, found.widths, {f"L = {k}": e for k, e in found.ntk.items()}, quantile)
         _power(axis, found.widths, rates[0].values[0] * 0.7, -0.5, ":", "width^-1/2")
@@ -90,7 +86,7 @@ def initialisation_figure(found: Initialisation) -> bytes:
 
 def layers_figure(found: Initialisation) -> bytes:
     """Median errors of <g, g'> and <b, b'> against width, a line a layer, in the deepest network."""
-    figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.8), layout="constrained")
+    figure, axes = subplots(1, 2, (11.5, 4.8))
     parts = (("|⟨g, g′⟩ − Σ|", found.forward), ("|⟨b, b′⟩ − Π Σ̇|", found.backward))
     for axis, (label, by_layer) in zip(axes, parts, strict=True):
         rates = _rates(axis, found.widths, {f"h = {h}": e for h, e in by_layer.items()}, 0.5)
@@ -103,7 +99,7 @@ def layers_figure(found: Initialisation) -> bytes:
 
 def cnn_initialisation_figure(found: dict[str, list[np.ndarray]], widths: Sequence[int]) -> bytes:
     """Median error of CNN-V's and CNN-GAP's NTK against channels."""
-    figure, axis = plt.subplots(figsize=(6.2, 4.6), layout="constrained")
+    figure, axis = subplots(1, 1, (6.2, 4.6))
     named = {"CNN-V": found["vanilla"], "CNN-GAP": found["gap"]}
     rates = _rates(axis, widths, named, 0.5)
     _power(axis, widths, min(r.values[0] for r in rates) * 0.7, -0.5, ":", "channels^-1/2")
@@ -126,7 +122,7 @@ def _over_time(axis: Any, runs: Sequence[TrainedWidth], series: Sequence[Tensor]
 
 def training_figure(name: str, runs: Sequence[TrainedWidth]) -> bytes:
     """Predictions against width; training curves, the kernel's drift and its distance from H* against time."""
-    figure, axes = plt.subplots(2, 2, figsize=(11.5, 8.6), layout="constrained")
+    figure, axes = subplots(2, 2, (11.5, 8.6))
     (predictions, curves), (drift, distance) = axes
     widths = [run.width for run in runs]
     named = {
@@ -158,7 +154,7 @@ def training_figure(name: str, runs: Sequence[TrainedWidth]) -> bytes:
 
 def over_kappa_figure(name: str, runs: Sequence[TrainedWidth]) -> bytes:
     """Noise and drift against kappa, and what both do to the distance from plain kernel regression."""
-    figure, (parts, whole) = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
+    figure, (parts, whole) = subplots(1, 2, (11.5, 4.6))
     kappas = [run.kappa for run in runs]
     title = f"{name}: fitted exponent [95 % interval]"
     named = {"noise |f_0|": [r.noise for r in runs], "largest ‖H(t) − H(0)‖ / ‖H(0)‖": [largest(r.drift) for r in runs]}
