@@ -12,7 +12,7 @@ from torch import Tensor
 from exact_ntk.files import digest
 from exact_ntk.kernels.fused import gpu
 from exact_ntk.kernels.fused.build import HERE as SOURCES
-from exact_ntk.kernels.fused.build import compiler
+from exact_ntk.kernels.fused.build import compilers
 from exact_ntk.kernels.passes import plan_passes
 
 HERE = Path(__file__).parent
@@ -30,7 +30,7 @@ def library(code: str) -> ctypes.CDLL:
     folder = Path(SCRATCH.name)
     source, made = folder / f"{digest(code)}.cu", folder / f"{digest(code)}.so"
     source.write_text(code)
-    command = [compiler(), *FLAGS, f"-I{SOURCES}", f'-DGPU_SOURCE="{source}"']
+    command = [*compilers()[0], *FLAGS, f"-I{SOURCES}", f'-DGPU_SOURCE="{source}"']
     subprocess.run([*command, str(HERE / "emulated_gpu.cpp"), "-o", str(made)], check=True)
     return ctypes.CDLL(str(made))
 

@@ -14,15 +14,16 @@ import torch
 from exact_ntk import kernels
 from exact_ntk.kernels import READOUTS
 from exact_ntk.kernels.fused import LONG_SIDE, SHORT_SIDE, build, gpu
-from exact_ntk.kernels.fused.build import CompileError, compiler
+from exact_ntk.kernels.fused.build import CompileError, compilers
 from exact_ntk.kernels.fused.layout import LANES, LARGE_TILE_ENTRIES, SHARED_BYTES, find_layout
+from exact_ntk.notices import warn_once
 from tests.kernels import emulated_gpu
 from tests.kernels.emulated_gpu import cntk as emulated
 from tests.kernels.test_fused_cpu import alike, degenerate, digits, largest_error, one_torch_thread
 from tests.kernels.test_reference import diagonal, images, nearly_equal_pairs
 
 __all__ = ["one_torch_thread"]
-needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(not compilers(), reason="no C++ compiler")
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 # One lane, planes packed in a warp, lanes left over, tall, uneven tiles, full rows.
 SHAPES = [(1, 1, 1), (2, 8, 8), (3, 5, 7), (2, 33, 3), (1, 17, 5), (1, 6, 32)]
@@ -205,7 +206,7 @@ def test_a_build_is_kept_and_found_again(tmp_path, nvrtc):
 def test_a_folder_that_cannot_be_written_is_said(tmp_path, nvrtc, caplog):
     (tmp_path / "file").write_text("")
     assert build.build_cubin(tmp_path / "file", gpu.source(find_layout(1, 1), False, False), "sm_90")
-    assert "cannot be written" in caplog.text
+    assert "compiled for this process only" in caplog.text
 
 
 def test_an_unknown_architecture_is_named(nvrtc):
@@ -219,7 +220,7 @@ GPU = torch.device("cuda:0")
 @pytest.fixture
 def fresh():
     """Forget what earlier tests found, before and after."""
-    caches = (gpu.unavailable, gpu._object_code, gpu._kernel, kernels._say_once)
+    caches = (gpu.unavailable, gpu._object_code, gpu._kernel, warn_once)
     for cache in caches:
         cache.cache_clear()
     yield

@@ -1,15 +1,27 @@
-"""The kernels' compilers and the cache of what they made: the host's C++ compiler for a CPU, NVRTC for a GPU."""
+"""The kernels' compilers and the cache of what they made: the host's C++ compiler for a CPU, NVRTC for a GPU.
 
+A cached file is what was compiled with its SHA-256 behind it: one that is cut short or altered is compiled anew.
+"""
+
+import contextlib
+import ctypes
+import errno
+import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from exact_ntk.device import cpu_features, cpu_model
-from exact_ntk.files import digest
+from exact_ntk.errors import NtkError
+from exact_ntk.files import digest, write_atomic
+from exact_ntk.notices import warn_once
 
 HERE = Path(__file__).parent
 CPU_SOURCES = ("arithmetic.h", "call.h", "images.h", "exact.h", "planes.h", "output.h", "pooled.h", "vanilla.h", "cpu.cpp")
@@ -19,6 +31,8 @@ FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast"),
 )
+SCRATCH, STALE_SECONDS = "ntk-build-", 3600.0
+NO_ROOM = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
 COMPILER_HINT = "install a C++ compiler (Debian and Ubuntu: apt install g++), or name one in CXX"
 CUDA_HINT = "pip install cuda-core cuda-bindings nvidia-cuda-nvrtc"
 
@@ -29,46 +43,165 @@ class CompileError(ValueError):
     """The kernels cannot be compiled here; the message says why and what to do."""
 
 
-def compiler() -> str | None:
-    """The host's C++ compiler: $CXX, g++, clang++ or c++, whichever is there first."""
-    return next(
-        (found for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name and (found := shutil.which(name))),
-        None,
-    )
+def compilers() -> list[list[str]]:
+    """The host's C++ compilers as commands, in the order in which they are tried: $CXX, g++, clang++, c++."""
+    named = [shlex.split(os.environ.get("CXX", "")), ["g++"], ["clang++"], ["c++"]]
+    return [[found, *command[1:]] for command in named if command and (found := shutil.which(command[0]))]
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: $XDG_CACHE_HOME/ntk, by default ~/.cache/ntk."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ntk"
+def _named_but_missing() -> list[str]:
+    named = shlex.split(os.environ.get("CXX", ""))
+    return [f"CXX={named[0]}: no such program"] if named and not shutil.which(named[0]) else []
 
 
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept: $XDG_CACHE_HOME/ntk, by default ~/.cache/ntk; None for a user without a home."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "ntk"
+    try:
+        return Path.home() / ".cache" / "ntk"
+    except RuntimeError:
+        return None
+
+
+def _read(path: Path) -> bytes | None:
+    """What was kept, or None where nothing is, or not all of it."""
+    try:
+        kept = path.read_bytes()
+    except OSError:
+        return None
+    content, check = kept[:-32], kept[-32:]
+    return content if content and hashlib.sha256(content).digest() == check else None
+
+
+def _keep(folder: Path | None, name: str, content: bytes) -> None:
+    """Cache it; where that cannot be done it is said, and costs every process a compilation."""
+    why = "there is no home folder"
+    if folder is not None:
+        _remove_stale(folder, ".fused-*.partial")
+        try:
+            write_atomic(folder / name, lambda file: file.write(content + hashlib.sha256(content).digest()))
+            return
+        except NtkError as error:
+            why = str(error)
+    warn_once(f"{why}: the kernels are compiled for this process only (XDG_CACHE_HOME names another folder)")
+
+
+def _kept(folder: Path | None, pattern: str) -> Iterator[bytes]:
+    """Everything whole that is cached under such a name."""
+    return (content for path in sorted(folder.glob(pattern) if folder else []) if (content := _read(path)))
+
+
+def _remove_stale(folder: Path, pattern: str) -> None:
+    """Remove what a killed compilation of ours has left: older than any takes."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            if status.st_uid == os.getuid() and status.st_mtime < time.time() - STALE_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _complaint(output: str, status: int) -> str:
+    """The line of a compiler's output that says what is wrong."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    telling = (line for word in ("error", "undefined", "cannot") for line in lines if word in line.lower())
+    return next(telling, lines[0] if lines else f"exit status {status}")
+
+
+def _run(command: list[str], scratch: str | None = None) -> str:
+    environment = {**os.environ, "LC_ALL": "C", **({"TMPDIR": scratch} if scratch else {})}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
+    except OSError as error:
+        raise CompileError(f"{command[0]}: {error.strerror or error}") from error
     if done.returncode:
-        first = next(iter((done.stderr or done.stdout).strip().splitlines()), f"exit status {done.returncode}")
-        raise CompileError(f"{command[0]} failed: {first}")
+        raise CompileError(f"{command[0]}: {_complaint(done.stderr, done.returncode)}")
     return done.stdout
 
 
-def build_library(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
-    """Compile into `folder`, or find what an earlier call compiled from the same source with the same tools.
+def _compile(cxx: list[str], flags: tuple[str, ...], spare: Path | None) -> bytes:
+    """A library's bytes, by way of a temporary folder; spare: used where those have no room. Raises CompileError."""
+    log.info("compiling the fused CPU kernels with %s", shlex.join(cxx))
+    failed = CompileError("no folder to compile in can be written: set TMPDIR to one that can")
+    for root in (None, spare):
+        try:
+            if root is not None:
+                root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=root, ignore_cleanup_errors=True) as scratch:
+                _remove_stale(Path(scratch).parent, f"{SCRATCH}*")
+                made = Path(scratch) / "fused-cpu.so"
+                _run([*cxx, *flags, str(HERE / "cpu.cpp"), "-o", str(made)], scratch)
+                return made.read_bytes()
+        except OSError as error:
+            failed = CompileError(f"cannot compile in {root or 'the temporary folder'}: {error.strerror or error}")
+        except CompileError as error:
+            failed = error
+            if not any(reason in str(error) for reason in NO_ROOM):
+                break
+    raise failed
 
-    Named by source, flags, compiler version and CPU model with its features. Raises CompileError.
+
+def _in_memory(content: bytes) -> str:
+    """A file in memory: no mount forbids its code, and nobody can cut it short while it is mapped."""
+    # Never closed: the loader would take what comes under the same number next for this library.
+    memory = os.memfd_create("ntk-fused-cpu")
+    with open(memory, "wb", closefd=False) as file:
+        file.write(content)
+    return f"/proc/self/fd/{memory}"
+
+
+def _open(content: bytes, spare: Path | None) -> ctypes.CDLL:
+    """Open a library; where memory will not do, as a file that is removed at once. Raises CompileError."""
+    failures = []
+    with contextlib.suppress(AttributeError):  # some builds of Python know no files in memory
+        try:
+            return ctypes.CDLL(_in_memory(content))
+        except OSError as error:
+            failures.append(error)
+    for root in (None, spare):
+        try:
+            with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=root, ignore_cleanup_errors=True) as scratch:
+                path = Path(scratch) / "fused-cpu.so"
+                path.write_bytes(content)
+                return ctypes.CDLL(str(path))
+        except OSError as error:
+            failures.append(error)
+    raise CompileError(f"the compiled kernels cannot be loaded: {failures[0]}")
+
+
+def build_library(folder: Path | None, flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
+    """Compile, or find in `folder` what an earlier call compiled from the same source with the same tools.
+
+    Named by source, flags and CPU model with its features, and by the compiler and its version. Where a compiler fails
+    the next one takes its place, and where all do what any has compiled before. Raises CompileError.
     """
-    cxx = compiler()
-    if cxx is None:
-        raise CompileError(f"no C++ compiler found: {COMPILER_HINT}")
     sources = [(HERE / name).read_bytes() for name in CPU_SOURCES]
-    key = digest(*sources, " ".join(flags), _run([cxx, "--version"]), cpu_model(), cpu_features())[:16]
-    library = folder / f"fused-cpu-{key}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        log.info("compiling the fused CPU kernels with %s", cxx)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / library.name
-            _run([cxx, *flags, str(HERE / "cpu.cpp"), "-o", str(made)])
-            made.replace(library)
-    return library
+    stem = f"fused-cpu-{digest(*sources, ' '.join(flags), cpu_model(), cpu_features())[:16]}"
+    failures, names = _named_but_missing(), []
+    for cxx in compilers():
+        try:
+            names.append(f"{stem}-{digest(shlex.join(cxx), _run([*cxx, '--version']))[:8]}.so")
+            kept = _read(folder / names[-1]) if folder else None
+            with contextlib.suppress(CompileError):  # it needs libraries of another system: compiled anew
+                if kept is not None:
+                    return _open(kept, folder)
+            content = _compile(cxx, flags, folder)
+            library = _open(content, folder)
+        except CompileError as error:
+            failures.append(str(error))
+            continue
+        if failures:
+            log.warning("%s: compiled with %s instead", "; ".join(failures), shlex.join(cxx))
+        for name in names:  # so that no compiler is seen to fail again
+            _keep(folder, name, content)
+        return library
+    reason = "; ".join(failures) or "no C++ compiler found"
+    for content in _kept(folder, f"{stem}-*.so"):
+        with contextlib.suppress(CompileError):
+            library = _open(content, folder)
+            log.info("%s: the kernels compiled here before are used", reason)
+            return library
+    raise CompileError(f"{reason}: {COMPILER_HINT}")
 
 
 def _nvrtc_version() -> str:
@@ -92,28 +225,24 @@ def compile_cubin(code: str, arch: str, log_to: Any = None, ptxas_options: list[
         raise CompileError(f"NVRTC cannot compile the kernels for {arch}: {first}: {CUDA_HINT}") from error
 
 
-def build_cubin(folder: Path, code: str, arch: str) -> bytes:
-    """Compile, or read what an earlier call compiled, into a file named by source, arch and NVRTC's version.
+def build_cubin(folder: Path | None, code: str, arch: str) -> bytes:
+    """Compile, or read what an earlier call compiled, into a file named by source and arch, and by NVRTC's version.
 
-    A folder that cannot be written costs a warning and a compilation each time. Raises CompileError.
+    A folder that cannot be written costs a warning and a compilation each time; without NVRTC what any version has
+    compiled before is taken. Raises CompileError.
     """
+    stem = f"fused-cuda-{digest(code, *[(HERE / name).read_bytes() for name in GPU_SOURCES], arch)[:16]}"
     try:
         version = _nvrtc_version()
     except Exception as error:
+        for content in _kept(folder, f"{stem}-*.cubin"):
+            return content
         raise CompileError(f"NVRTC cannot be loaded ({error}): {CUDA_HINT}") from error
-    key = digest(code, *[(HERE / name).read_bytes() for name in GPU_SOURCES], arch, version)[:16]
-    path = folder / f"fused-cuda-{key}.cubin"
-    try:
-        return path.read_bytes()
-    except OSError:
-        log.info("compiling the fused GPU kernels for %s", arch)
+    name = f"{stem}-{version}.cubin"
+    kept = _read(folder / name) if folder else None
+    if kept is not None:
+        return kept
+    log.info("compiling the fused GPU kernels for %s", arch)
     cubin = compile_cubin(code, arch)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / path.name
-            made.write_bytes(cubin)
-            made.replace(path)
-    except OSError as error:
-        log.warning("%s cannot be written (%s): the kernels are compiled for this process only", folder, error)
+    _keep(folder, name, cubin)
     return cubin

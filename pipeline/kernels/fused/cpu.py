@@ -3,10 +3,8 @@
 import ctypes
 import functools
 import logging
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,17 +21,11 @@ NO_MEMORY = 2  # as in call.h
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    try:
-        path = build_library(cache_folder())
-    except OSError as error:
-        log.warning("%s cannot be written (%s): compiling the kernels for this process only", cache_folder(), error)
-        path = build_library(Path(tempfile.mkdtemp(prefix="ntk-")))
-    return load(path)
+    return load(build_library(cache_folder()))
 
 
-def load(path: Path) -> ctypes.CDLL:
-    """Open a compiled library and declare its functions."""
-    library = ctypes.CDLL(str(path))
+def load(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Declare the functions of a compiled library."""
     floats, matrices = ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_void_p)
     library.ntk_cntk.argtypes = [
         ctypes.c_int,
@@ -55,7 +47,7 @@ def unavailable() -> str | None:
     """Why the fused CPU kernels cannot run here, or None; compiles them if that has not been done yet."""
     try:
         _library()
-    except (CompileError, OSError) as error:
+    except CompileError as error:
         return str(error)
     return None
 
