@@ -17,8 +17,22 @@ app = typer.Typer(
 )
 
 
+def _show_version(asked: bool) -> None:
+    """As the first line of a bug report needs it."""
+    if asked:
+        from importlib.metadata import version
+        from platform import python_version
+
+        print(f"ntk {version('exact-ntk')}, torch {version('torch')}, Python {python_version()}")
+        raise typer.Exit
+
+
 @app.callback()
-def _begin() -> None:
+def _begin(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the versions and exit.")
+    ] = False,
+) -> None:
     from exact_ntk.cli.console import show_log
 
     show_log()
@@ -205,22 +219,33 @@ def _out_of_memory(error: Exception) -> str | None:
     return None
 
 
+# These measure from the start each time; every other command goes on from what is on disk.
+STARTS_ANEW = ("verify", "bench")
+
+
 def main() -> None:
     """Run the command line; errors meant for the user are one line on stderr and an exit status."""
-    try:
-        app()
-    except Exception as error:
-        from exact_ntk.errors import NtkError
+    from exact_ntk.cli.console import pasteable, steady_streams
+    from exact_ntk.cli.stop import Stopped, stoppable
 
-        if _out_of_memory(error):
-            print(f"error: {_out_of_memory(error)}", file=sys.stderr)
-            sys.exit(1)
-        if not isinstance(error, NtkError | OSError):
-            raise
-        from exact_ntk.cli.console import pasteable
+    with steady_streams():
+        try:
+            with stoppable():
+                app()
+        except Stopped as stopped:
+            way = "start anew" if sys.argv[1:2] and sys.argv[1] in STARTS_ANEW else "go on"
+            print(f"stopped; run the same command to {way}", file=sys.stderr)
+            sys.exit(stopped.exit_status)
+        except Exception as error:
+            from exact_ntk.errors import NtkError
 
-        print(pasteable(f"error: {error}"), file=sys.stderr)
-        sys.exit(getattr(error, "exit_status", 1))
+            if _out_of_memory(error):
+                print(f"error: {_out_of_memory(error)}", file=sys.stderr)
+                sys.exit(1)
+            if not isinstance(error, NtkError | OSError):
+                raise
+            print(pasteable(f"error: {error}"), file=sys.stderr)
+            sys.exit(getattr(error, "exit_status", 1))
 
 
 if __name__ == "__main__":
