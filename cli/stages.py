@@ -76,6 +76,8 @@ class Session:
 
         Kernel columns are computed, solved and reported one after another, small ones first.
         """
+        for folder in (self.workspace.run, self.workspace.results):
+            require_writable(folder)
         self.download()
         self.workspace.save_config()
         failed: NtkError | None = None

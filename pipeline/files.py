@@ -15,6 +15,8 @@ import numpy as np
 
 from exact_ntk.errors import NtkError, StoreError
 
+REPORT_BYTES = 2 << 20
+
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Call `write` on a temporary file beside `path`, then rename it into place.
@@ -48,11 +50,13 @@ def remove_partials(path: Path) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Make the folder if it is not there. Raises NtkError, naming it, if no file can be written in it."""
+    """Make the folder if it is not there. Raises NtkError, naming it, unless a report's bytes can be written in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(REPORT_BYTES))
+            file.flush()
+            os.fsync(file.fileno())  # a quota may speak no sooner
     except OSError as error:
         raise NtkError(f"cannot write in {folder}: {error.strerror or error}") from error
 

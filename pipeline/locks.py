@@ -1,6 +1,7 @@
 """Locks between the processes of one host, on files: a lock goes with its process, however that ends."""
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -8,14 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exact_ntk.errors import NtkError
+from exact_ntk.notices import warn_once
+
+# What `flock` says on a file system without locks: NFS without lockd, Lustre without -o flock, some FUSE and 9p ones.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)
 
 
 @dataclass(frozen=True)
 class Lock:
-    """A file that this process alone holds, until `release`."""
+    """A file that this process alone holds, until `release`.
+
+    sure: not so on a file system without locks: work may then be done twice, and what looks left over may be in use.
+    """
 
     path: Path
     handle: int
+    sure: bool
 
     def release(self, remove: bool = False) -> None:
         """Let go. remove: the file goes too, and whoever had it open takes a new one."""
@@ -51,13 +60,33 @@ def _lock(path: Path, kind: int) -> Lock | None:
         except OSError as error:
             raise NtkError(f"cannot write in {path.parent}: {error.strerror or error}") from error
         try:
-            fcntl.flock(handle, kind)
-        except BlockingIOError:
+            sure = _flock(path, handle, kind)
+        except BaseException as error:
             os.close(handle)
-            return None
+            if isinstance(error, BlockingIOError):
+                return None
+            if isinstance(error, OSError):
+                raise NtkError(f"cannot lock {path}: {error.strerror or error}") from error
+            raise
         if _is_at(path, handle):
-            return Lock(path, handle)
+            return Lock(path, handle, sure)
         os.close(handle)  # its last holder has removed it: another file may be there by now
+
+
+def _flock(path: Path, handle: int, kind: int) -> bool:
+    """False, and said once, where the file system has no locks: every write of ours is whole without them."""
+    try:
+        fcntl.flock(handle, kind)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        mount = next(folder for folder in path.absolute().parents if folder.is_mount())
+        warn_once(
+            f"the file system at {mount} has no locks ({error.strerror}): going on without; let only one process at a "
+            "time work there, or give a folder on a local disk with --runs"
+        )
+        return False
+    return True
 
 
 def _is_at(path: Path, handle: int) -> bool:

@@ -1,13 +1,11 @@
 """Provenance: summed over interrupted runs and over processes at work together."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from exact_ntk.locks import locked, try_lock
 from exact_ntk.provenance import add_provenance, read_provenance, time_left
 
 CPU = torch.device("cpu")
@@ -50,27 +48,3 @@ def test_no_update_is_lost_between_processes(tmp_path: Path):
     both = [subprocess.Popen(command) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert read_provenance(tmp_path)["solve"]["cells"] == 80
-
-
-def test_a_lock_is_one_holders_until_it_is_released(tmp_path: Path):
-    path = tmp_path / "locks" / "a"
-    first = try_lock(path)
-    assert try_lock(path) is None
-    first.release()
-    second = try_lock(path)
-    second.release(remove=True)
-    assert not path.exists()
-    with locked(path):
-        assert try_lock(path) is None
-    try_lock(path).release()
-
-
-def test_a_lock_goes_with_its_process(tmp_path: Path):
-    path, child = tmp_path / "a", os.fork()
-    if child == 0:
-        try_lock(path)
-        os._exit(0)
-    os.waitpid(child, 0)
-    lock = try_lock(path)
-    assert lock is not None
-    lock.release()

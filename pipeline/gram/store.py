@@ -301,7 +301,7 @@ class GramStore:
         lock = try_lock(self.path / ".locks" / f"{tile[0]}.{tile[1]}")
         if lock is None:
             return None
-        for array in self.arrays():
+        for array in self.arrays() if lock.sure else []:
             chunk = self._chunk(array, tile)
             for leftover in chunk.parent.glob(f"{chunk.name}.*.partial"):
                 leftover.unlink(missing_ok=True)

@@ -120,7 +120,8 @@ def _train_run(cell: NetworkCell, key: RunKey, device: torch.device) -> bool | N
         if path.exists():
             path.with_suffix(".pt").unlink(missing_ok=True)
             return False
-        remove_partials(path)
+        if lock.sure:
+            remove_partials(path)
         _train_and_record(cell, key, path, device)
     finally:
         # Once the record is written: whoever had this file open finds the record and trains nothing.

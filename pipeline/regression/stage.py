@@ -74,8 +74,9 @@ def _solve_alone(cell: KernelCell, k: int, device: torch.device) -> bool | None:
     try:
         if cell.solved_path(k):
             return False
-        remove_partials(path)
-        remove_partials(path.with_suffix(".npz"))
+        if lock.sure:
+            remove_partials(path)
+            remove_partials(path.with_suffix(".npz"))
         _solve(cell, k, source, store, device)
     finally:
         lock.release(remove=True)

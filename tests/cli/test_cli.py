@@ -283,6 +283,9 @@ def test_a_folder_that_cannot_be_written_is_named(folder: Path):
     (folder / "file").write_text("")
     assert_one_line(ntk(folder, "run", "tiny.yaml", "--runs", "file"), "--runs file: is a file")
     assert_one_line(ntk(folder, "run", "tiny.yaml", "--runs", "/proc/none"), "/proc/none")
+    refused = ntk(folder, "run", "tiny.yaml", "--runs", "new", "--results", "/proc/none")
+    assert_one_line(refused, "cannot write in /proc/none/tiny")
+    assert not list((folder / "new" / "tiny").iterdir())  # found out before anything is computed
 
 
 def test_usage_errors_exit_with_2(folder: Path):

@@ -258,6 +258,11 @@ def test_a_claimed_tile_is_nobody_elses_and_leftovers_go_under_the_lock(tmp_path
     other = again(store).claim((1, 0))
     assert other is not None
     other.release()
+    leftovers[0].write_bytes(b"of another process, as far as can be told")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exact_ntk.locks._flock", lambda *_: False)
+        store.claim((1, 0)).release()
+    assert leftovers[0].exists()
 
 
 def test_a_lock_file_stays_until_every_array_has_the_tile(tmp_path: Path):
