@@ -13,7 +13,7 @@ import torch
 
 from exact_ntk.cli.console import pasteable, remember
 from exact_ntk.data import fetch
-from exact_ntk.device import resolve_device
+from exact_ntk.device import keep_to_cores, resolve_device
 from exact_ntk.draws import load_images
 from exact_ntk.errors import Incomplete, NtkError
 from exact_ntk.files import require_writable, write_json
@@ -38,6 +38,7 @@ def begin(
     runs_typed, results_typed = None if runs == RUNS else runs, None if results == RESULTS else results
     remember(config, overrides or [], runs_typed, results_typed, None if device == "auto" else device)
     chosen = resolve_device(device)
+    keep_to_cores()
     if chosen.type == "cpu":
         # Every core, but only what nobody else asks of it: a laptop stays usable for the hours of a Gram matrix.
         os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
@@ -204,6 +205,7 @@ def measure_speed(results: Path, device: str, seconds: float) -> None:
     from exact_ntk.bench import format_bench, run_bench
 
     chosen = resolve_device(device)
+    keep_to_cores()
     require_writable(results / "bench")
     found = run_bench(chosen, seconds)
     print(format_bench(found))

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from exact_ntk.device import resolve_device
+from exact_ntk.device import keep_to_cores, resolve_device
 from exact_ntk.errors import ConfigError, NtkError
 from exact_ntk.files import require_writable
 from exact_ntk.theory import verify as experiments
@@ -18,6 +18,7 @@ def verify_claims(quick: bool, results: Path, device: str) -> None:
         raise ConfigError(f"--results {results}: is a file, not a folder")
     folder = results / ("theory-quick" if quick else "theory")
     chosen = resolve_device(device)
+    keep_to_cores()
     require_writable(folder)
     claims = experiments.verify_theorems(experiments.QUICK if quick else experiments.FULL, folder, chosen)
     for claim in claims:

@@ -1,5 +1,6 @@
-"""Which device computes, and what this machine is called in a record's provenance."""
+"""Which device computes and how much of it may be used, and what it is called in a record's provenance."""
 
+import math
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from exact_ntk import cgroup
 from exact_ntk.errors import ConfigError
 
 
@@ -20,6 +22,19 @@ def resolve_device(name: str) -> torch.device:
     if full not in there:
         raise ConfigError(f"--device {name}: no such device here; there is {', '.join(there)}")
     return torch.device(full)
+
+
+def keep_to_cores() -> None:
+    """Compute on no more threads than affinity and control groups leave cores; what OMP_NUM_THREADS asks for stays."""
+    if os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS"):
+        return
+    cores = min(len(os.sched_getaffinity(0)), cgroup.cpu_quota() or math.inf)
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), math.ceil(cores))))
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a computation on `device` can still get."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else cgroup.available_memory()
 
 
 def _cpu_info(*keys: str) -> str | None:
@@ -41,7 +56,7 @@ def cpu_features() -> str:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Device, threads and versions, for provenance."""
+    """Device, threads, cores by affinity, processors by quota and versions, for provenance."""
 
     def installed(package: str) -> str | None:
         try:
@@ -54,6 +69,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device_type": device.type,
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)),
+        "cpu_quota": cgroup.cpu_quota(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {p: v for p in ("exact-ntk", "torch", "torchvision", "numpy", "zarr") if (v := installed(p))},

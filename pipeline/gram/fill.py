@@ -15,12 +15,12 @@ import torch
 from tqdm import tqdm
 
 from exact_ntk.draws import OrderedImages
-from exact_ntk.errors import StoreError
+from exact_ntk.errors import NtkError, StoreError
 from exact_ntk.files import fingerprint
 from exact_ntk.gram import store
 from exact_ntk.gram.plan import DTYPES, SECONDS_A_FILE, Fill, Request, Shelf, Source, elsewhere, plan_fills, shard_of
 from exact_ntk.gram.store import Array, Tile, TileLock, array_name, check_space, other_formats
-from exact_ntk.kernels import Pass, cntk_pass
+from exact_ntk.kernels import Pass, cntk_pass, require_memory
 from exact_ntk.progress import progress
 from exact_ntk.provenance import add_provenance
 
@@ -123,8 +123,17 @@ class Filler:
         arrays = sorted({r.array for r in requests if source in r.sources})
         key = (fingerprint(source.fields), *arrays)
         if key not in self._rates:
+            self._require_memory(source, requests)
             self._rates[key] = self._computer(source).pairs_per_second(arrays)
         return self._rates[key]
+
+    def _require_memory(self, source: Source, requests: Sequence[Request]) -> None:
+        try:
+            size = self.images.x.shape[2:]
+            require_memory(source.backend, self.device, source.family, DTYPES[source.dtype], *size)
+        except MemoryError as error:
+            columns = dict.fromkeys(r.column for r in requests if source in r.sources)
+            raise NtkError(f"{', '.join(columns)}: {error}") from error
 
     def _discard_damaged(self, requests: Sequence[Request]) -> list[Request]:
         """Set damaged tiles aside, in every store that may serve the requests; returns the requests that read them."""

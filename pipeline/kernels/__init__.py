@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from exact_ntk.device import available_memory
 from exact_ntk.kernels import fused, reference
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu as fused_gpu
+from exact_ntk.kernels.inputs import Values, as_device, as_flag, as_integers, as_names, as_tensor
 from exact_ntk.kernels.ntk import nngp, ntk, ntk_layers
 from exact_ntk.kernels.passes import READOUTS, Pass, plan_passes
 from exact_ntk.notices import warn_once
@@ -22,12 +24,15 @@ __all__ = [
     "nngp",
     "ntk",
     "ntk_layers",
+    "require_memory",
     "resolve_backend",
 ]
 
 # Bump by hand when any backend's values change beyond rounding: stores of another version are not reused.
 KERNEL_VERSION = 2
 BACKENDS = ("auto", "reference", "fused")
+# Images' largest pixels, for which squares, their sums and reciprocals stay finite; the fused kernels scale images.
+LARGEST = {"fused": 1e36, torch.float32: 1e17, torch.float64: 1e150}
 SLOWER = "30 (gap) to 90 (vanilla)"  # measured: README, Speed
 RESOLVED_BACKENDS = ("fused-cuda", "fused-cpu", "reference-cuda", "reference-cpu")
 
@@ -66,14 +71,33 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype, heig
     return f"reference-{device.type}"
 
 
-def _checked(x: Tensor, name: str, device: torch.device) -> Tensor:
-    if x.ndim != 4 or not x.is_floating_point() or 0 in x.shape:
-        raise ValueError(
-            f"{name} must be a non-empty floating-point tensor (n, C, H, W), not {x.dtype} {tuple(x.shape)}"
+def require_memory(
+    backend: str, device: torch.device, family: str, dtype: torch.dtype, height: int, width: int
+) -> None:
+    """Raise MemoryError unless one pair of images fits, on a resolved backend. Fused kernels need next to nothing."""
+    if backend.startswith("fused"):
+        return
+    need, there = reference.bytes_a_pair(family, dtype, height, width), available_memory(device)
+    if need > there:
+        side = int((there / need) ** (0.25 if family == "gap" else 0.5) * (height * width) ** 0.5)
+        raise MemoryError(
+            f"one pair of {height} x {width} images takes {need / 1e9:,.1f} GB with {family} readouts in {backend}, "
+            f"and {there / 1e9:,.1f} GB are free: images up to {side} x {side} fit"
+            + (f", or vanilla readouts, which take a {height * width:,}th" if family == "gap" else "")
         )
-    if not bool(x.isfinite().all()):
-        raise ValueError(f"{name} holds NaN or infinite pixels")
-    return x.to(device)
+
+
+def _require_range(x: Tensor, name: str, backend: str, dtype: torch.dtype) -> None:
+    """Raise ValueError for images whose squares would leave the arithmetic's range."""
+    most = LARGEST["fused" if backend.startswith("fused") else dtype]
+    size = x.flatten(1).abs().amax(1)
+    bad = (size > most) | ((size > 0) & (size < 1 / most))
+    if bool(bad.any()):
+        image = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{name}: the largest pixel of image {image} is {float(size[image]):.1e}, outside what {backend} takes, "
+            f"{1 / most:.0e} to {most:.0e}: rescale it, and the kernels by the same factors"
+        )
 
 
 def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, *, backend: str, dtype: torch.dtype) -> Tensor:
@@ -88,8 +112,8 @@ def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, *, backend: str, dtype: 
 
 
 def cntk(
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: Values,
+    x2: Values | None = None,
     *,
     depths: Sequence[int],
     readouts: Sequence[str] = ("vanilla", "gap"),
@@ -102,7 +126,7 @@ def cntk(
     """The exact kernels of infinitely wide ReLU CNNs with 3 x 3 filters (Arora et al. 2019, section 4).
 
     Arguments:
-        x1: normalised images (n1, C, H, W).
+        x1: normalised images (n1, C, H, W), as a tensor, a NumPy array or nested lists.
         x2: normalised images (n2, C, H, W), or None for x1 with itself: symmetric, with an exact diagonal.
         depths: depths L, each at least 2: L - 1 convolutions, each followed by a ReLU, then the readout.
         readouts: out of "vanilla" (NTK, fully connected readout: the trace over pixels), "gap" (NTK, global average
@@ -115,20 +139,28 @@ def cntk(
         dtype: arithmetic, torch.float32 (the default) or torch.float64; sums over pixels are always float64.
 
     Returns (len(readouts), len(depths), n1, n2) in float64, on `device`, readouts and depths in the order given.
-    Raises ValueError for malformed images, depths below 2, unknown names, and where nothing would be trained.
+    Raises ValueError for malformed images, for those whose gradient is asked for (there is none), for depths below 2,
+    unknown names and devices, and where nothing would be trained; MemoryError where not even one pair fits.
     """
-    target = torch.device(device) if device is not None else x1.device
-    x1 = _checked(x1, "x1", target)
-    if x2 is not None:
-        x2 = _checked(x2, "x2", target)
-        if x1.shape[1:] != x2.shape[1:]:
-            raise ValueError(f"x1 and x2 must hold images of one shape, not {tuple(x1.shape)} and {tuple(x2.shape)}")
+    depths, readouts = as_integers(depths, "depths"), as_names(readouts, "readouts")
+    first, last = as_flag(train_first, "train_first"), as_flag(train_last, "train_last")
+    x1 = as_tensor(x1, "x1", "n1, C, H, W")
+    x2 = None if x2 is None else as_tensor(x2, "x2", "n2, C, H, W")
+    target = as_device(device, x1)
+    if x2 is not None and x1.shape[1:] != x2.shape[1:]:
+        raise ValueError(f"x1 and x2 must hold images of one shape, not {tuple(x1.shape)} and {tuple(x2.shape)}")
     dtype = torch.float32 if dtype is None else dtype
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
+    jobs = plan_passes(depths, readouts, first, last)
     resolved = resolve_backend(backend, target, dtype, x1.shape[2], x1.shape[3])
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is not None:
+            _require_range(x, name, resolved, dtype)
+    x1, x2 = x1.to(target), None if x2 is None else x2.to(target)
     found = {}
-    for job in plan_passes(depths, readouts, train_first, train_last):
+    for job in jobs:
+        require_memory(resolved, target, job.family, dtype, x1.shape[2], x1.shape[3])
         values = cntk_pass(x1, x2, job, backend=resolved, dtype=dtype)
         order = [job.depths.index(depth) for depth in depths]
         for slot, name in enumerate(job.readouts):

@@ -136,7 +136,7 @@ def get_activation(activation: str | Activation) -> Activation:
     """An activation by name, or itself. Raises ValueError for a name that is none."""
     if isinstance(activation, Activation):
         return activation
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(
             f"activation must be one of {', '.join(ACTIVATIONS)}, or an Activation such as leaky_relu(0.1), "
             f"smooth(f) or kinked(f), not {activation!r}"

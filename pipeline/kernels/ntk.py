@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from exact_ntk.kernels.duals import Activation, get_activation
+from exact_ntk.kernels.inputs import Values, as_device, as_integers, as_tensor
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,6 @@ class Layers:
         return (self.sigma * self.backward).sum(0)
 
 
-def _checked(x: Tensor, name: str) -> None:
-    if x.ndim != 2 or not x.is_floating_point() or 0 in x.shape:
-        raise ValueError(f"{name} must be a non-empty floating-point tensor (n, d), not {x.dtype} {tuple(x.shape)}")
-    if not bool(x.isfinite().all()):
-        raise ValueError(f"{name} holds NaN or infinite entries")
-
-
 def _equal_rows(x1: Tensor, x2: Tensor) -> Tensor:
     """(n1, n2) booleans: which inputs are the same, entry for entry."""
     _, names = torch.unique(torch.cat([x1, x2]) + 0.0, dim=0, return_inverse=True)
@@ -54,8 +48,8 @@ def _equal_rows(x1: Tensor, x2: Tensor) -> Tensor:
 
 
 def ntk_layers(
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: Values,
+    x2: Values | None = None,
     *,
     hidden_layers: int,
     activation: str | Activation = "relu",
@@ -68,7 +62,7 @@ def ntk_layers(
     every weight from N(0, 1).
 
     Arguments:
-        x1: inputs (n1, d).
+        x1: inputs (n1, d), as a tensor, a NumPy array or nested lists.
         x2: inputs (n2, d), or None for x1 with itself.
         hidden_layers: L, at least 1.
         activation: "relu", "erf", "sine", "cosine", "gaussian", "identity", or an `Activation` such as
@@ -77,26 +71,27 @@ def ntk_layers(
         dtype: torch.float32 or torch.float64, of the result. The arithmetic is always float64: nearly equal inputs
             have correlations near 1, where float32 loses arccos.
 
-    Raises ValueError for malformed inputs, hidden_layers below 1, an unknown activation or another dtype.
+    Raises ValueError for malformed inputs, for those whose gradient is asked for (there is none), hidden_layers below
+    1, an unknown activation or device, or another dtype.
     """
-    _checked(x1, "x1")
-    if x2 is not None:
-        _checked(x2, "x2")
-        if x1.shape[1] != x2.shape[1]:
-            raise ValueError(f"x1 and x2 must hold vectors of one length, not {x1.shape[1]} and {x2.shape[1]}")
-    if hidden_layers < 1:
+    x1 = as_tensor(x1, "x1", "n1, d")
+    x2 = None if x2 is None else as_tensor(x2, "x2", "n2, d")
+    if x2 is not None and x1.shape[1] != x2.shape[1]:
+        raise ValueError(f"x1 and x2 must hold vectors of one length, not {x1.shape[1]} and {x2.shape[1]}")
+    (layers,) = as_integers([hidden_layers], "hidden_layers")
+    if layers < 1:
         raise ValueError(f"hidden_layers must be at least 1, not {hidden_layers}")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
     known = get_activation(activation)
-    target = x1.device if device is None else torch.device(device)
+    target = as_device(device, x1)
     x1 = x1.to(target, torch.float64)
     x2 = x1 if x2 is None else x2.to(target, torch.float64)
     equal = _equal_rows(x1, x2)
     a, b = (x.square().sum(1) for x in (x1, x2))
     c = torch.where(equal, a[:, None], x1 @ x2.T)
     sigma, sigma_dot = [c], []
-    for _ in range(hidden_layers):
+    for _ in range(layers):
         c, derivative = known.duals(a[:, None], b[None, :], c)
         a, b = (known.duals(v, v, v)[0] for v in (a, b))
         c = torch.where(equal, a[:, None], c)
@@ -106,8 +101,8 @@ def ntk_layers(
 
 
 def ntk(
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: Values,
+    x2: Values | None = None,
     *,
     hidden_layers: int,
     activation: str | Activation = "relu",
@@ -119,8 +114,8 @@ def ntk(
 
 
 def nngp(
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: Values,
+    x2: Values | None = None,
     *,
     hidden_layers: int,
     activation: str | Activation = "relu",

@@ -319,6 +319,13 @@ def test_out_of_memory_is_one_line_and_other_errors_are_not_hidden():
     assert _out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
 
 
+def test_images_too_large_for_memory_are_refused_before_the_first_pair(folder: Path, monkeypatch):
+    monkeypatch.setattr("exact_ntk.kernels.available_memory", lambda device: 1000)
+    refused = ntk(folder, "compute-gram", "tiny.yaml", "--all", "--runs", "new")
+    assert_one_line(refused, "error: CNTK-V-20: one pair of 4 x 4 images takes")
+    assert not list((folder / "new" / "tiny").glob("gram-*"))
+
+
 def test_bench_and_verify_refuse_a_folder_before_they_measure(folder: Path):
     (folder / "file").write_text("")
     assert_one_line(ntk(folder, "bench", "--results", "file"), "file/bench")

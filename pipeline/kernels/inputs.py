@@ -1,0 +1,83 @@
+"""What a caller hands to the kernels, checked: arrays become tensors; what cannot be meant is a ValueError."""
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+Values = Tensor | np.ndarray | Sequence
+
+
+def as_tensor(x: Values, name: str, axes: str) -> Tensor:
+    """A dense, finite, floating-point tensor of these axes ("n, C, H, W"), none of them empty, without a graph.
+
+    Takes tensors, NumPy arrays and nested lists; half precision becomes float32. Raises ValueError for others, and for
+    a tensor whose gradient is asked for: the kernels give none.
+    """
+    if not isinstance(x, Tensor):
+        x = _from_array(x, name, axes)
+    if torch.is_grad_enabled() and (x.requires_grad or forward_ad.unpack_dual(x).tangent is not None):
+        raise ValueError(f"{name} requires a gradient, and the kernels give none: pass {name}.detach()")
+    if x.layout != torch.strided or x.is_nested or x.is_quantized or x.device.type == "meta":
+        raise ValueError(f"{name} must be a dense tensor ({axes}) with values, not {x.layout} on {x.device}")
+    if x.ndim != axes.count(",") + 1 or 0 in x.shape:
+        raise ValueError(f"{name} must be a non-empty floating-point tensor ({axes}), not {x.dtype} {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{name} must be a floating-point tensor ({axes}), not {x.dtype}: normalise it, or pass {name}.float()"
+        )
+    if x.dtype.itemsize < 4:
+        x = x.float()
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"{name} holds NaN or infinite entries")
+    return x.detach()
+
+
+def _from_array(x: Values, name: str, axes: str) -> Tensor:
+    try:
+        array = np.asarray(x)
+        # In this machine's byte order, and with memory that torch may share: writable, strides not negative.
+        return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} must be a tensor, an array or nested lists of numbers ({axes}), not {type(x).__name__}: {error}"
+        ) from error
+
+
+def as_device(device: torch.device | str | None, x: Tensor) -> torch.device:
+    """The device to compute on, x's where none is named. Raises ValueError for one that is not there."""
+    try:
+        found = x.device if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, not {device!r}") from error
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, not {found}")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {found}: torch sees {torch.cuda.device_count()} GPUs here")
+    return found
+
+
+def as_integers(values: Any, name: str) -> tuple[int, ...]:
+    """A sequence of integers, of any integer type. Raises ValueError for others."""
+    try:
+        return tuple(map(operator.index, values))
+    except TypeError as error:
+        raise ValueError(f"{name} must be a sequence of integers, such as (3,), not {values!r}") from error
+
+
+def as_names(values: Any, name: str) -> tuple[str, ...]:
+    """A sequence of names. Raises ValueError for others, a single name among them."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{name} must be a sequence of names, such as ('gap',), not {values!r}")
+    return tuple(values)
+
+
+def as_flag(value: Any, name: str) -> bool | None:
+    """True, False or None. Raises ValueError for others."""
+    if value is None or isinstance(value, bool | np.bool_):
+        return None if value is None else bool(value)
+    raise ValueError(f"{name} must be True, False or None, not {value!r}")
