@@ -135,6 +135,16 @@ def test_no_temporary_folder_but_room_in_the_cache(tmp_path: Path, monkeypatch):
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".so"]
 
 
+def test_no_room_but_in_memory(tmp_path: Path, monkeypatch):
+    full = "case $TMPDIR in /dev/shm/*) exec g++ \"$@\";; esac; echo 'error: Disk quota exceeded' >&2; exit 1"
+    monkeypatch.setattr(build, "compilers", lambda: [[str(tmp_path / "full")]])
+    program(tmp_path / "full", f"[ $1 = --version ] && exit; {full}")
+    assert answer(None) == 42
+    program(tmp_path / "full", "[ $1 = --version ] && exit; echo 'error: Disk quota exceeded' >&2; exit 1")
+    with pytest.raises(build.CompileError, match="make room"):
+        answer(None)
+
+
 @pytest.mark.parametrize("why", ["no such call", "no code from memory"])
 def test_without_files_in_memory(why: str, tmp_path: Path, monkeypatch):
     if why == "no such call":

@@ -33,6 +33,7 @@ FLAGS = (
 )
 SCRATCH, STALE_SECONDS = "ntk-build-", 3600.0
 NO_ROOM = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+ROOM_HINT = "make room, or name a folder that has some in TMPDIR"
 COMPILER_HINT = "install a C++ compiler (Debian and Ubuntu: apt install g++), or name one in CXX"
 CUDA_HINT = "pip install cuda-core cuda-bindings nvidia-cuda-nvrtc"
 
@@ -119,24 +120,39 @@ def _run(command: list[str], scratch: str | None = None) -> str:
     return done.stdout
 
 
+def _roots(spare: Path | None) -> list[Path | None]:
+    """Where a temporary folder may be made: the usual place, a folder of ours, another usual place, memory."""
+    return [None, *([spare] if spare else []), Path("/var/tmp"), Path("/dev/shm")]
+
+
+@contextlib.contextmanager
+def _scratch(root: Path | None) -> Iterator[Path]:
+    if root:
+        root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=root, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _lacks_room(reason: str) -> bool:
+    return any(text in reason for text in NO_ROOM)
+
+
 def _compile(cxx: list[str], flags: tuple[str, ...], spare: Path | None) -> bytes:
-    """A library's bytes, by way of a temporary folder; spare: used where those have no room. Raises CompileError."""
+    """A library's bytes, by way of a temporary folder; spare: one to make it in. Raises CompileError."""
     log.info("compiling the fused CPU kernels with %s", shlex.join(cxx))
-    failed = CompileError("no folder to compile in can be written: set TMPDIR to one that can")
-    for root in (None, spare):
+    failed = CompileError("there is no folder to compile in")
+    for root in _roots(spare):
         try:
-            if root is not None:
-                root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=root, ignore_cleanup_errors=True) as scratch:
-                _remove_stale(Path(scratch).parent, f"{SCRATCH}*")
-                made = Path(scratch) / "fused-cpu.so"
-                _run([*cxx, *flags, str(HERE / "cpu.cpp"), "-o", str(made)], scratch)
+            with _scratch(root) as scratch:
+                _remove_stale(scratch.parent, f"{SCRATCH}*")
+                made = scratch / "fused-cpu.so"
+                _run([*cxx, *flags, str(HERE / "cpu.cpp"), "-o", str(made)], str(scratch))
                 return made.read_bytes()
         except OSError as error:
             failed = CompileError(f"cannot compile in {root or 'the temporary folder'}: {error.strerror or error}")
         except CompileError as error:
             failed = error
-            if not any(reason in str(error) for reason in NO_ROOM):
+            if not _lacks_room(str(error)):
                 break
     raise failed
 
@@ -158,10 +174,10 @@ def _open(content: bytes, spare: Path | None) -> ctypes.CDLL:
             return ctypes.CDLL(_in_memory(content))
         except OSError as error:
             failures.append(error)
-    for root in (None, spare):
+    for root in _roots(spare):
         try:
-            with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=root, ignore_cleanup_errors=True) as scratch:
-                path = Path(scratch) / "fused-cpu.so"
+            with _scratch(root) as scratch:
+                path = scratch / "fused-cpu.so"
                 path.write_bytes(content)
                 return ctypes.CDLL(str(path))
         except OSError as error:
@@ -177,10 +193,14 @@ def build_library(folder: Path | None, flags: tuple[str, ...] = FLAGS) -> ctypes
     """
     sources = [(HERE / name).read_bytes() for name in CPU_SOURCES]
     stem = f"fused-cpu-{digest(*sources, ' '.join(flags), cpu_model(), cpu_features())[:16]}"
-    failures, names = _named_but_missing(), []
+    failures, names, tried = _named_but_missing(), [], set()
     for cxx in compilers():
         try:
-            names.append(f"{stem}-{digest(shlex.join(cxx), _run([*cxx, '--version']))[:8]}.so")
+            version = _run([*cxx, "--version"])
+            if (who := version.partition(" ")[2]) and who in tried:
+                continue  # the same one by another name
+            tried.add(who)
+            names.append(f"{stem}-{digest(shlex.join(cxx), version)[:8]}.so")
             kept = _read(folder / names[-1]) if folder else None
             with contextlib.suppress(CompileError):  # it needs libraries of another system: compiled anew
                 if kept is not None:
@@ -201,7 +221,7 @@ def build_library(folder: Path | None, flags: tuple[str, ...] = FLAGS) -> ctypes
             library = _open(content, folder)
             log.info("%s: the kernels compiled here before are used", reason)
             return library
-    raise CompileError(f"{reason}: {COMPILER_HINT}")
+    raise CompileError(f"{reason}: {ROOM_HINT if _lacks_room(reason) else COMPILER_HINT}")
 
 
 def _nvrtc_version() -> str:
