@@ -20,10 +20,14 @@ app = typer.Typer(
 def _show_version(asked: bool) -> None:
     """As the first line of a bug report needs it."""
     if asked:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
         from platform import python_version
 
-        print(f"ntk {version('exact-ntk')}, torch {version('torch')}, Python {python_version()}")
+        try:
+            own = version("exact-ntk")
+        except PackageNotFoundError:
+            own = "(not installed)"
+        print(f"ntk {own}, torch {version('torch')}, Python {python_version()}")
         raise typer.Exit
 
 

@@ -1,5 +1,7 @@
 """Files that are there whole or not at all, and digests that name contents."""
 
+import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -9,13 +11,23 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
 from exact_ntk.errors import NtkError, StoreError
 
 REPORT_BYTES = 2 << 20
+
+
+def _sync(file: IO[bytes]) -> None:
+    """Bring a file's bytes to disk, as far as its file system can."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -31,9 +43,9 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
+            _sync(file)
+        with contextlib.suppress(OSError):  # some file systems know no modes
+            Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
@@ -55,8 +67,7 @@ def require_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(REPORT_BYTES))
-            file.flush()
-            os.fsync(file.fileno())  # a quota may speak no sooner
+            _sync(file)  # a quota may speak no sooner
     except OSError as error:
         raise NtkError(f"cannot write in {folder}: {error.strerror or error}") from error
 

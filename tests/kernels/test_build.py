@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -202,17 +203,21 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
-def test_what_a_killed_compilation_left_goes_once_it_is_old(tmp_path: Path):
-    old, young = (tmp_path / "tmp" / f"{build.SCRATCH}{name}" for name in ("old", "young"))
-    partial = tmp_path / "cache" / ".fused-cpu-1.so.x.partial"
-    for folder in (old, young, partial.parent):
+def test_what_a_killed_compilation_left_goes_with_the_next(tmp_path: Path):
+    left, held, young = (tmp_path / "tmp" / f"{build.SCRATCH}{name}" for name in ("left", "held", "young"))
+    partials = [tmp_path / "cache" / f".fused-cpu-{name}.so.x.partial" for name in ("old", "young")]
+    partials[0].parent.mkdir()
+    for folder in (left, held, young):
         folder.mkdir()
-    partial.write_text("")
-    for path in (old, partial):
-        os.utime(path, (0, 0))
-    answer(tmp_path / "cache")
-    assert [path.exists() for path in (old, partial, young)] == [False, False, True]
-    young.rmdir()
+        (folder / "cc.s").write_text("half")
+    for path, age in ((left, 60), (held, 60), (young, 1), (partials[0], 4000), (partials[1], 60)):
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+    with build._held(held):
+        answer(tmp_path / "cache")
+        assert [path.exists() for path in (left, held, young, *partials)] == [False, True, True, False, True]
+    for folder in (held, young):
+        shutil.rmtree(folder)
 
 
 def test_cubins_are_kept_in_the_same_way(tmp_path: Path, monkeypatch, caplog):

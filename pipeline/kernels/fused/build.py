@@ -6,6 +6,7 @@ A cached file is what was compiled with its SHA-256 behind it: one that is cut s
 import contextlib
 import ctypes
 import errno
+import fcntl
 import hashlib
 import logging
 import os
@@ -31,7 +32,9 @@ FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast"),
 )
-SCRATCH, STALE_SECONDS = "ntk-build-", 3600.0
+SCRATCH = "ntk-build-"
+# What no process holds was left by one that was killed, unless it was made just now; what none can hold, after an hour.
+JUST_MADE, STALE = 10.0, 3600.0
 NO_ROOM = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
 ROOM_HINT = "make room, or name a folder that has some in TMPDIR"
 COMPILER_HINT = "install a C++ compiler (Debian and Ubuntu: apt install g++), or name one in CXX"
@@ -94,12 +97,33 @@ def _kept(folder: Path | None, pattern: str) -> Iterator[bytes]:
 
 
 def _remove_stale(folder: Path, pattern: str) -> None:
-    """Remove what a killed compilation of ours has left: older than any takes."""
+    """Remove what killed compilations of this user have left."""
     for path in folder.glob(pattern):
         with contextlib.suppress(OSError):
             status = path.stat()
-            if status.st_uid == os.getuid() and status.st_mtime < time.time() - STALE_SECONDS:
+            age = time.time() - status.st_mtime
+            if status.st_uid == os.getuid() and (age > STALE or (age > JUST_MADE and _is_let_go(path))):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_let_go(path: Path) -> bool:
+    """Whether it is a temporary folder of a process that has ended."""
+    try:
+        with _held(path):
+            return True
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder for as long as this process lives. Raises OSError where another does, or it cannot be done."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _complaint(output: str, status: int) -> str:
@@ -127,10 +151,18 @@ def _roots(spare: Path | None) -> list[Path | None]:
 
 @contextlib.contextmanager
 def _scratch(root: Path | None) -> Iterator[Path]:
+    """A temporary folder, which goes at the end, or when another is made after this process was killed."""
     if root:
         root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=root, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    with (
+        tempfile.TemporaryDirectory(prefix=SCRATCH, dir=root, ignore_cleanup_errors=True) as name,
+        contextlib.ExitStack() as hold,
+    ):
+        folder = Path(name)
+        with contextlib.suppress(OSError):
+            hold.enter_context(_held(folder))
+        yield folder
+        _remove_stale(folder.parent, f"{SCRATCH}*")
 
 
 def _lacks_room(reason: str) -> bool:
@@ -144,7 +176,6 @@ def _compile(cxx: list[str], flags: tuple[str, ...], spare: Path | None) -> byte
     for root in _roots(spare):
         try:
             with _scratch(root) as scratch:
-                _remove_stale(scratch.parent, f"{SCRATCH}*")
                 made = scratch / "fused-cpu.so"
                 _run([*cxx, *flags, str(HERE / "cpu.cpp"), "-o", str(made)], str(scratch))
                 return made.read_bytes()
