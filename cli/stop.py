@@ -17,21 +17,27 @@ class Stopped(BaseException):
         self.exit_status = 128 + number
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    for end in ENDS:
-        signal.signal(end, signal.SIG_DFL)  # whoever sends a second one will not wait
-    raise Stopped(number)
-
-
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
     """Raise Stopped at the first SIGINT or SIGTERM. What a shell lets a job in the background ignore stays ignored."""
+    caught: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        for end in ENDS:
+            signal.signal(end, signal.SIG_DFL)  # whoever sends a second one will not wait
+        raise Stopped(number)
+
     heard = [n for n in ENDS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
     if threading.current_thread() is not threading.main_thread():
         heard = []
-    before = {number: signal.signal(number, _stop) for number in heard}
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
+    except Exception as error:
+        if caught:  # compiled modules swallow what is raised while they are imported, and are then half there
+            raise Stopped(caught[0]) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
