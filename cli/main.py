@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -71,6 +72,15 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GP
 RUNS, RESULTS = Path("runs"), Path("results")
 
 
+def _stages() -> ModuleType:
+    """The commands' module, and torch with it."""
+    from exact_ntk.cli.stop import held_back
+
+    with held_back():
+        from exact_ntk.cli import stages
+    return stages
+
+
 def _shard(text: str) -> tuple[int, int]:
     k, slash, n = text.partition("/")
     if not (slash and k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
@@ -87,17 +97,13 @@ def run(
     device: Device = "auto",
 ) -> None:
     """Run every stage in order, skipping what is done: download, compute-gram, solve, train-cnn, report."""
-    from exact_ntk.cli import stages
-
-    stages.begin(config, overrides, runs, results, device).run()
+    _stages().begin(config, overrides, runs, results, device).run()
 
 
 @app.command()
 def download(config: ConfigName = "digits", overrides: Overrides = None) -> None:
     """Fetch the config's data set and verify its checksums."""
-    from exact_ntk.cli import stages
-
-    stages.begin(config, overrides, RUNS, RESULTS, "cpu").download()
+    _stages().begin(config, overrides, RUNS, RESULTS, "cpu").download()
 
 
 @app.command("compute-gram")
@@ -118,9 +124,7 @@ def compute_gram(
     A finished tile is never computed again. Any number of processes may fill one store at once.
     """
     share = _shard(shard)
-    from exact_ntk.cli import stages
-
-    stages.begin(config, overrides, runs, RESULTS, device).compute_gram(share, repair, every)
+    _stages().begin(config, overrides, runs, RESULTS, device).compute_gram(share, repair, every)
 
 
 @app.command()
@@ -128,9 +132,7 @@ def solve(
     config: ConfigName = "digits", overrides: Overrides = None, runs: Runs = RUNS, device: Device = "auto"
 ) -> None:
     """Kernel regression in float64 for every cell of the kernel columns; predictions are saved."""
-    from exact_ntk.cli import stages
-
-    stages.begin(config, overrides, runs, RESULTS, device).solve()
+    _stages().begin(config, overrides, runs, RESULTS, device).solve()
 
 
 @app.command("train-cnn")
@@ -149,9 +151,7 @@ def train_cnn(
 
     A learning rate that diverges ends its run at once and is reported, never averaged.
     """
-    from exact_ntk.cli import stages
-
-    stages.begin(config, overrides, runs, RESULTS, device).train_cnn(only, lr, seed)
+    _stages().begin(config, overrides, runs, RESULTS, device).train_cnn(only, lr, seed)
 
 
 @app.command()
@@ -163,9 +163,7 @@ def report(
     device: Device = "auto",
 ) -> None:
     """Write results.json, the table, the figures and report.html; missing cells say what would fill them."""
-    from exact_ntk.cli import stages
-
-    stages.begin(config, overrides, runs, results, device).report()
+    _stages().begin(config, overrides, runs, results, device).report()
 
 
 @app.command()
@@ -177,9 +175,7 @@ def status(
     verify: Annotated[bool, typer.Option("--verify", help="Read every finished tile and check its checksum.")] = False,
 ) -> None:
     """What is done, missing or damaged, and the time left. Exits with status 3 while anything is missing."""
-    from exact_ntk.cli import stages
-
-    stages.begin(config, overrides, runs, RESULTS, device, quiet=True).status(verify)
+    _stages().begin(config, overrides, runs, RESULTS, device, quiet=True).status(verify)
 
 
 @app.command()
@@ -193,6 +189,7 @@ def verify(
     Writes a summary with every claim, its measured figure, criterion and verdict, and figures, to theory/ (with
     --quick: theory-quick/) under the results. Exits with status 1 unless every claim holds.
     """
+    _stages()
     from exact_ntk.cli.verify import verify_claims
 
     verify_claims(quick, results, device)
@@ -208,9 +205,7 @@ def bench(
 
     V and GAP, 8 x 8 and 32 x 32 images, depths 3 and 21; about two minutes. Writes results/bench/DEVICE.json.
     """
-    from exact_ntk.cli.stages import measure_speed
-
-    measure_speed(results, device, seconds)
+    _stages().measure_speed(results, device, seconds)
 
 
 def _out_of_memory(error: Exception) -> str | None:

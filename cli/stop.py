@@ -17,27 +17,52 @@ class Stopped(BaseException):
         self.exit_status = 128 + number
 
 
+class _Signals:
+    """The signals caught so far, and whether they are to wait."""
+
+    def __init__(self) -> None:
+        self.caught: list[int] = []
+        self.wait = False
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        self.caught.append(number)
+        for end in ENDS:
+            signal.signal(end, signal.SIG_DFL)  # whoever sends a second one will not wait
+        self.speak()
+
+    def speak(self) -> None:
+        if self.caught and not self.wait:
+            raise Stopped(self.caught[0])
+
+
+_signals = _Signals()
+
+
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
     """Raise Stopped at the first SIGINT or SIGTERM. What a shell lets a job in the background ignore stays ignored."""
-    caught: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        for end in ENDS:
-            signal.signal(end, signal.SIG_DFL)  # whoever sends a second one will not wait
-        raise Stopped(number)
-
+    _signals.caught, _signals.wait = [], False
     heard = [n for n in ENDS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
     if threading.current_thread() is not threading.main_thread():
         heard = []
-    before = {number: signal.signal(number, stop) for number in heard}
+    before = {number: signal.signal(number, _signals.stop) for number in heard}
     try:
         yield
     except Exception as error:
-        if caught:  # compiled modules swallow what is raised while they are imported, and are then half there
-            raise Stopped(caught[0]) from error
+        if _signals.caught:  # swallowed by what now fails in its stead
+            raise Stopped(_signals.caught[0]) from error
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Have signals wait: compiled modules that are interrupted at their import swallow it, or abort the process."""
+    _signals.wait = True
+    try:
+        yield
+    finally:
+        _signals.wait = False
+        _signals.speak()

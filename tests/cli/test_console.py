@@ -12,6 +12,7 @@ import pytest
 
 from exact_ntk.cli import console, stages
 from exact_ntk.cli.console import steady_streams
+from exact_ntk.cli.stop import Stopped, held_back, stoppable
 from exact_ntk.report.tables import text_table
 from tests.cli.test_cli import Done, ntk
 from tests.made_up import made_up_table
@@ -121,6 +122,16 @@ def test_a_signal_that_an_import_swallows_is_one_all_the_same(tmp_path, monkeypa
     """Of which the module that was being imported comes out half done, and fails later."""
     done = stopped_by(signal.SIGTERM, monkeypatch, tmp_path, "run", swallow=(BaseException,))
     assert done == Done(143, "", "stopped; run the same command to go on\n")
+
+
+def test_a_signal_waits_for_the_end_of_an_import():
+    reached = []
+    with pytest.raises(Stopped) as caught, stoppable():  # noqa: PT012
+        with held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append("the end")
+        reached.append("what follows")
+    assert (reached, caught.value.exit_status) == (["the end"], 143)
 
 
 def test_a_second_signal_waits_for_nothing():
