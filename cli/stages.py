@@ -95,9 +95,8 @@ class Session:
         self.train_cnn()
         try:
             self.report()
-        except Incomplete:
-            if failed is None:
-                raise
+        except NtkError as error:
+            failed = failed or error
         if failed:
             raise failed
 
@@ -154,15 +153,17 @@ class Session:
         log.info(f"train-cnn: {trained} runs trained, the others were done")
 
     def report(self) -> None:
-        """The table and everything around it. Raises Incomplete where cells are missing."""
+        """The table and everything around it. Raises NtkError where cells failed, Incomplete where some are missing."""
         from exact_ntk.report.tables import text_table
 
         results = self._report()
         print(pasteable(text_table(results)))
         files = "results.json, provenance.json, table.md, table.csv, report.html and figures"
         log.info(f"wrote {self.workspace.results}/: {files}")
+        name, failed = self.workspace.config.name, sum(cell.failed for cell in results.missing)
+        if failed:
+            raise NtkError(f"{failed} cells of {name} failed: see the notes above")
         if results.missing:
-            name = self.workspace.config.name
             raise Incomplete(f"{len(results.missing)} cells of {name} are missing: see the notes above")
 
     def _report(self) -> "Results":
@@ -174,7 +175,10 @@ class Session:
         return collected.results
 
     def status(self, verify: bool) -> None:
-        """Stores and cells, done and missing; verify: read every finished tile. Raises Incomplete where some are."""
+        """Stores and cells, done and missing; verify: read every finished tile.
+
+        Raises Incomplete where some are missing or damaged, NtkError where all that is not done has failed.
+        """
         from exact_ntk.provenance import time_left
         from exact_ntk.report.collect import collect
 
@@ -193,10 +197,14 @@ class Session:
                 )
             )
         found = collect(table).results
-        print(f"cells: {len(found.records)} done, {len(found.missing)} missing")
+        failed = sum(cell.failed for cell in found.missing)
+        missing = len(found.missing) - failed
+        print(f"cells: {len(found.records)} done, {missing} missing" + (f", {failed} failed" if failed else ""))
         for cell in found.missing:
-            print(pasteable(f"  {cell.column} at depth {cell.depth}: {cell.needs}"))
-        if damaged or found.missing:
+            print(pasteable(f"  {cell.column} at depth {cell.depth}: {'failed: ' * cell.failed}{cell.needs}"))
+        if failed and not (damaged or missing):
+            raise NtkError(f"{failed} cells of {self.workspace.config.name} failed, the others are done")
+        if damaged or missing:
             raise Incomplete(f"{self.workspace.config.name} is not finished: `ntk run` goes on where it stopped")
 
 

@@ -102,6 +102,17 @@ class KernelRecord(_CellRecord):
     by_draw: list[DrawRecord]
     early_stopping: EarlyStoppedCell | None
 
+    @property
+    def residual(self) -> float:
+        """The largest of its draws'."""
+        return max(d.residual for d in self.by_draw)
+
+    @property
+    def condition(self) -> float | None:
+        """The largest of its draws', or None where one is not finite."""
+        found = [d.condition for d in self.by_draw]
+        return None if None in found else max(c for c in found if c is not None)
+
 
 class History(_Record):
     """A run's epochs: the loss, training and test accuracy (%) of each."""
@@ -229,11 +240,12 @@ class PairedDifference(_Record):
 
 
 class MissingCell(_Record):
-    """A cell without a result, and what it needs."""
+    """A cell without a result, and what it needs; failed: what there is to compute has been, and is no result."""
 
     column: str
     depth: int
     needs: str
+    failed: bool = False
 
 
 class Results(_Record):

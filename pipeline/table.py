@@ -39,6 +39,10 @@ class Cell(Protocol):
         """What it needs to be finished."""
         ...
 
+    def trouble(self) -> str | None:
+        """Why all that there is to compute gives it no record, or None."""
+        ...
+
 
 @dataclass(frozen=True)
 class Table:

@@ -18,6 +18,8 @@ from exact_ntk.standard_error import standard_error
 
 # Bump by hand when the same kernel and draw are solved another way: earlier draws are not reused.
 SOLVE_VERSION = 2
+# |K alpha - y| / |y| above which alpha is no solution, and its accuracy no result.
+LARGEST_RESIDUAL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,10 @@ class KernelCell:
         return [read_npz(path.with_suffix(".npz"), f"delete {path} to have it solved again") for path in paths if path]
 
     def record(self) -> tuple[KernelRecord, dict[str, Any]] | None:
-        """The cell's record and provenance, or None while draws are missing."""
+        """The cell's record and provenance, or None while draws are missing or where one has no solution."""
         found = [self.solved(k) for k in range(len(self.draws))]
         draws = [d for d in found if d is not None]
-        if len(draws) < len(found):
+        if len(draws) < len(found) or self.trouble():
             return None
         by_draw, column = [d.record for d in draws], self.column
         accuracies = [r.accuracy for r in by_draw]
@@ -123,6 +125,21 @@ class KernelCell:
 
     def needs(self) -> str:
         """What a cell without a record needs."""
+        if trouble := self.trouble():
+            return trouble
         if all(self.shelf.complete(self.request([k])) for k in self.missing()):
             return "run `ntk solve`"
         return "run `ntk compute-gram` and `ntk solve`"
+
+    def trouble(self) -> str | None:
+        """Why a cell can have no record, whatever else is solved, or None."""
+        for k in range(len(self.draws)):
+            found = self.solved(k)
+            if found and found.record.residual > LARGEST_RESIDUAL:
+                condition = found.record.condition
+                return (
+                    f"the solution of draw {k} leaves a residual of {found.record.residual:.1e}, so its Gram matrix is "
+                    f"singular (condition {'not finite' if condition is None else format(condition, '.1e')}): give the "
+                    "column a ridge, such as ridge: 1.0e-6"
+                )
+        return None

@@ -29,7 +29,7 @@ def solve_cells(cells: Sequence[KernelCell], device: torch.device) -> int:
     """Solve every draw that is not done yet and whose blocks are there; returns how many that were.
 
     A draw that another process holds is left to it, and waited for at the end. Raises, after all else is solved, the
-    NtkError of the first system that cannot be, or Incomplete where blocks are missing.
+    NtkError of the first system that cannot be, or whose solution is none, or Incomplete where blocks are missing.
     """
     todo = [(cell, k) for cell in cells for k in cell.missing()]
     solved, waiting, failed = 0, [], []
@@ -54,6 +54,8 @@ def solve_cells(cells: Sequence[KernelCell], device: torch.device) -> int:
             todo = busy
             if todo:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
+    found = ((cell, cell.trouble()) for cell in cells)
+    failed += [NtkError(f"column {cell.name}, depth {cell.depth}: {trouble}") for cell, trouble in found if trouble]
     for other in failed[1:]:
         log.warning(f"{other}")
     if failed:
@@ -137,7 +139,7 @@ def _solve_draw(
         image = images.image_index[d.train[solution.indefinite - 1]]
         log.warning(
             f"{label}: not positive definite at training image {image} (leading minor {solution.indefinite}): "
-            "solved by LU and marked"
+            f"solved by LU, residual {solution.residual:.1e}, and marked"
         )
     outputs = (k_test @ solution.alpha).cpu()
     stopped = None

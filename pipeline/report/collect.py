@@ -42,7 +42,8 @@ def collect(table: Table) -> Collected:
     for cell in table.cells:
         found = cell.record()
         if found is None:
-            missing.append(MissingCell(column=cell.name, depth=cell.depth, needs=cell.needs()))
+            failed = cell.trouble() is not None
+            missing.append(MissingCell(column=cell.name, depth=cell.depth, needs=cell.needs(), failed=failed))
             continue
         records.append(found[0])
         provenance[f"{cell.name}/{cell.depth}"] = found[1]

@@ -10,6 +10,7 @@ OVERLAP = "‡"
 TEST_RULE = "§"
 DIVERGED = "¶"
 MISSING = "–"
+FAILED = "failed"
 CSV_KEYS = (
     "column",
     "depth",
@@ -23,6 +24,8 @@ CSV_KEYS = (
     "ridge",
     "lr",
     "indefinite",
+    "residual",
+    "condition",
     "backend",
     "dtype",
     "fingerprint",
@@ -49,12 +52,14 @@ def spread(record: CellRecord) -> str:
 def grid(results: Results) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table: a row a depth, a cell "accuracy ± error (paper's value)"."""
     header = ["depth", *(c.name for c in results.columns)]
+    failed = {(cell.column, cell.depth) for cell in results.missing if cell.failed}
     rows = []
     for depth in depths(results):
         row = [str(depth)]
         for column in results.columns:
             record = results.cell(column.name, depth)
-            text = spread(record) if record else MISSING if depth in column.depths else ""
+            empty = MISSING if depth in column.depths else ""
+            text = spread(record) if record else FAILED if (column.name, depth) in failed else empty
             published = column.paper_value(depth)
             row.append(text + (f" ({published:.2f})" if published is not None else ""))
         rows.append(row)
@@ -72,13 +77,14 @@ def notes(results: Results) -> list[str]:
             lines.append(f"{column.name}: {_describe(found[0], _is_one_draw(results, column.name))}.")
     if any(_is_one_draw(results, r.column) for r in results.records):
         lines.append("One draw: how much draws of training images differ is in no error.")
-    lines += _paired(results) + _explained_marks(results)
+    lines += _paired(results) + _explained_marks(results) + _indefinite(results)
     for r in results.records:
         lines += _of_network(r) if isinstance(r, NetworkRecord) else _of_kernel(r, results)
-    by_need: dict[str, list[str]] = {}
+    by_need: dict[tuple[str, str], list[str]] = {}
     for cell in results.missing:
-        by_need.setdefault(cell.needs, []).append(f"{cell.column}/{cell.depth}")
-    lines += [f"{MISSING} missing {', '.join(cells)}: {need}." for need, cells in by_need.items()]
+        how = FAILED if cell.failed else f"{MISSING} missing"
+        by_need.setdefault((how, cell.needs), []).append(f"{cell.column}/{cell.depth}")
+    lines += [f"{how} {', '.join(cells)}: {need}." for (how, need), cells in by_need.items()]
     return lines
 
 
@@ -91,6 +97,17 @@ def _explained_marks(results: Results) -> list[str]:
         DIVERGED: "some seeds diverged at the reported learning rate: the mean is of the others",
     }
     return [f"{mark} {meaning}." for mark, meaning in meanings.items() if mark in everything]
+
+
+def _indefinite(results: Results) -> list[str]:
+    """How well the cells that are marked so are solved."""
+    by_column: dict[str, list[str]] = {}
+    for r in results.records:
+        if isinstance(r, KernelRecord) and r.indefinite:
+            condition = "not finite" if r.condition is None else f"{r.condition:.1e}"
+            text = f"{r.residual:.1e} and {condition} at depth {r.depth}"
+            by_column.setdefault(r.column, []).append(text)
+    return [f"{INDEFINITE} {name}: residual and condition {', '.join(texts)}." for name, texts in by_column.items()]
 
 
 def _paired(results: Results) -> list[str]:

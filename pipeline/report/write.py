@@ -16,7 +16,10 @@ DISPLAY = ("name", "depths", "paper")
 
 
 def lost_cells(new: Results, old: Results) -> list[str]:
-    """The cells of an earlier table that the new config still asks for and the new table does not hold."""
+    """The cells of an earlier table that the new config still asks for and the new table does not hold.
+
+    A cell that failed is known to be none, and takes the place of what stood there.
+    """
     if any(new.config[key] != old.config[key] for key in ("data", "order")):
         return []
 
@@ -25,7 +28,7 @@ def lost_cells(new: Results, old: Results) -> list[str]:
 
     before, now = asked(old), asked(new)
     lost = [(before[r.column], r.depth) for r in old.records]
-    return [f"{m.column}/{m.depth}" for m in new.missing if (now[m.column], m.depth) in lost]
+    return [f"{m.column}/{m.depth}" for m in new.missing if not m.failed and (now[m.column], m.depth) in lost]
 
 
 def _refuse_to_lose(new: Results, folder: Path) -> None:

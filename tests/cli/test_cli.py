@@ -167,6 +167,17 @@ def test_a_bad_cell_stops_neither_the_others_nor_the_report(folder: Path):
     assert [r["column"] for r in json.loads((variant / "results.json").read_text())["records"]] == ["CNTK-GAP"] * 2
 
 
+def test_a_failed_cell_is_listed_and_ends_every_command_with_1(folder: Path, monkeypatch):
+    monkeypatch.setattr("exact_ntk.regression.cell.LARGEST_RESIDUAL", 0.0)
+    done = ntk(folder, "run", "tiny.yaml")
+    assert_one_line(done, "column CNTK-V-20, depth 3: the solution of draw 0 leaves a residual of")
+    assert "failed CNTK-V-20/3" in done.stdout
+    assert_one_line(ntk(folder, "report", "tiny.yaml"), "3 cells of tiny failed: see the notes above")
+    status = ntk(folder, "status", "tiny.yaml")
+    assert_one_line(status, "3 cells of tiny failed")
+    assert "cells: 0 done, 0 missing, 3 failed\n  CNTK-V-20 at depth 3: failed: the solution" in status.stdout
+
+
 def test_overrides_may_complete_a_config(folder: Path):
     tree = yaml.safe_load((folder / "tiny.yaml").read_text())
     del tree["data"]["path"]

@@ -230,6 +230,32 @@ def test_an_indefinite_matrix_is_marked_everywhere_or_stops_by_name(
         solve(stop)
 
 
+def of_rank_5(read):
+    """What a store gives, reduced to rank 5 on the images: singular, which rounding hides from LU."""
+
+    def reduced(self, readout, depth, rows, columns):
+        features = read(self, readout, depth, rows, columns[:5])
+        return features @ read(self, readout, depth, columns, columns[:5]).T
+
+    return reduced
+
+
+def test_a_solution_with_a_large_residual_is_no_cell_and_fails_again(config_path: Path, tmp_path: Path, monkeypatch):
+    table = prepared(config_path, tmp_path)
+    monkeypatch.setattr(GramStore, "read", of_rank_5(GramStore.read))
+    advice = r"column CNTK-V-20, depth 3: the solution of draw 0 leaves a residual of .* give the column a ridge"
+    with pytest.raises(NtkError, match=advice):
+        solve(table)
+    with pytest.raises(NtkError, match=advice):
+        solve(table_of(config_path, tmp_path))
+    results = collect(table).results
+    assert {r.column for r in results.records} == {"NNGP-GAP-40"}  # the column with a ridge
+    assert {(m.column, m.depth, m.failed) for m in results.missing} == {
+        (name, depth, True) for name in ("CNTK-V-20", "CNTK-GAP-40") for depth in (3, 4)
+    }
+    assert all("residual" in m.needs for m in results.missing)
+
+
 def test_a_cell_that_cannot_be_solved_stops_no_other(config_path: Path, tmp_path: Path, caplog):
     table = prepared(config_path, tmp_path, "columns.0.early_stopping={holdout: 0.001}")
     with pytest.raises(NtkError, match="column CNTK-V-20, depth 3, early_stopping: holdout"):
