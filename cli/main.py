@@ -49,6 +49,15 @@ def _complete_config(incomplete: str) -> list[str]:
     return [name for name in bundled() if name.startswith(incomplete)]
 
 
+def _expanded(path: Path) -> Path:
+    if not str(path).startswith("~"):
+        return path
+    # A shell leaves the ~ of --runs=~/scratch alone.
+    from exact_ntk.files import expanded
+
+    return expanded(path)
+
+
 ConfigName = Annotated[
     str,
     typer.Argument(
@@ -66,8 +75,12 @@ Overrides = Annotated[
         "May be repeated.",
     ),
 ]
-Runs = Annotated[Path, typer.Option(help="Root of the heavy files: Gram stores, checkpoints, predictions.")]
-Results = Annotated[Path, typer.Option(help="Root of the small files: tables, figures, provenance.")]
+Runs = Annotated[
+    Path, typer.Option(help="Root of the heavy files: Gram stores, checkpoints, predictions.", callback=_expanded)
+]
+Results = Annotated[
+    Path, typer.Option(help="Root of the small files: tables, figures, provenance.", callback=_expanded)
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU where there is one.")]
 RUNS, RESULTS = Path("runs"), Path("results")
 

@@ -15,7 +15,15 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 
-from exact_ntk.errors import NtkError, StoreError
+from exact_ntk.errors import ConfigError, NtkError, StoreError
+
+
+def expanded(path: Path) -> Path:
+    """The path with a ~ at its start replaced by the home folder. Raises ConfigError where there is none."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: no home folder is known for ~: write the path in full") from error
 
 REPORT_BYTES = 2 << 20
 

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from exact_ntk.config import (
@@ -23,6 +22,11 @@ from exact_ntk.config import (
     spelled_out,
 )
 from exact_ntk.errors import ConfigError
+from exact_ntk.files import expanded
+from exact_ntk.plain_yaml import plain, read_yaml
+
+# Keys beside name, data and columns that a file may use to hold anchors.
+ASIDE = ("_", "x-")
 
 
 def bundled() -> dict[str, Path]:
@@ -31,20 +35,30 @@ def bundled() -> dict[str, Path]:
     return {stem: folder / f"{stem}.yaml" for stem in sorted(path.stem for path in folder.glob("*.yaml"))}
 
 
-def _read(config: str) -> tuple[Any, str]:
-    path = bundled().get(config, Path(config))
+def _read(config: str) -> tuple[Any, Path]:
+    """The tree of a config, without what it keeps aside, and its path."""
+    path = bundled().get(config, expanded(Path(config)))
     try:
-        return yaml.safe_load(path.read_text()), str(path)
+        tree = read_yaml(path.read_text(encoding="utf-8"))
+        if isinstance(tree, dict):
+            tree = {key: value for key, value in tree.items() if not str(key).startswith(ASIDE)}
+        return plain(tree), path
     except FileNotFoundError:
-        close = difflib.get_close_matches(config, bundled(), n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        close = _likely(path)
+        hint = f"did you mean {close}? " if close else ""
         raise ConfigError(f"no config {config}: {hint}bundled are {', '.join(bundled())}, or give a path") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read config {path}: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path} is not YAML{where}: {getattr(error, 'problem', None) or error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _likely(path: Path) -> str | None:
+    """The config that was meant by a path that is none: the same with its suffix, or a name nearly the same."""
+    there = [str(p) for suffix in (".yaml", ".yml") for p in sorted(path.parent.glob(f"*{suffix}"))]
+    whole = next((name for name in there if Path(name).stem == path.name), None)
+    close = difflib.get_close_matches(str(path), [*bundled(), *there], n=1)
+    return whole or next(iter(close), None)
 
 
 def _override(tree: Any, assignment: str) -> None:
@@ -53,9 +67,9 @@ def _override(tree: Any, assignment: str) -> None:
     if not equals or not key:
         raise ConfigError(f"--set {assignment}: should be KEY=VALUE, for instance --set columns.0.ridge=0.001")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {assignment}: the value is not YAML") from error
+        value = plain(read_yaml(text))
+    except ConfigError as error:
+        raise ConfigError(f"--set {assignment}: {error}") from error
     *parents, last = key.split(".")
     nodes = [tree]
     for part in parents:
@@ -123,7 +137,7 @@ def _explain(error: ValidationError, entries: list[int]) -> str:
         close = difflib.get_close_matches(unknown, known, n=1)
         message = "unknown key" + (f"; did you mean {close[0]}?" if close else "")
     elif first["type"] != "missing" and not isinstance(first["input"], dict | list):
-        message += f", not {first['input']!r}"
+        message += f", not {first['input']!r}" + (": put it in quotes" if first["type"] == "string_type" else "")
     more = f" (and {len(distinct) - 1} more)" if len(distinct) > 1 else ""
     return f"{key}: {message}{more}"
 
@@ -142,12 +156,10 @@ def load_config(config: str, overrides: list[str] | None = None) -> Config:
         _override(tree, assignment)
     entries: list[int] = []
     if isinstance(tree.get("columns"), list):
-        expanded = [_each_width(column) for column in tree["columns"]]
-        entries = [k for k, columns in enumerate(expanded) for _ in columns]
-        tree["columns"] = [column for columns in expanded for column in columns]
+        each = [_each_width(column) for column in tree["columns"]]
+        entries = [k for k, columns in enumerate(each) for _ in columns]
+        tree["columns"] = [column for columns in each for column in columns]
     try:
         return Config.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise ConfigError(f"{path}: {_explain(error, entries)}") from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: holds a value that is not text, a number, a list or a mapping: {error}") from error

@@ -119,13 +119,103 @@ def test_a_bad_width_or_learning_rate_is_named_once_as_in_the_yaml(widths_path: 
         ("- 1", "should be a mapping"),
         ("a: [", "not YAML at line"),
         ("name: x", "data: Field required"),
+        ("name: x\n---\nname: y", "not YAML at line 2"),
+        ("name: \a", "not YAML: .*special characters"),
+        ("name: !!python/name:os.system x", "not YAML at line 1"),
+        ("[" * 5000, "not YAML"),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str, words: str):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=words) as caught:
         load_config(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def written(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "written.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+PLAIN = """
+name: plain
+data: {dataset: digits}
+columns:
+  - {model: cntk, readout: gap, depths: [3], train: {n: 20}}
+"""
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (PLAIN + "columns: []\n", "columns is there twice, at lines 4 and 6: keep one"),
+        (PLAIN.replace("n: 20", "n: 20, n: 30"), "n is there twice, at lines 5 and 5"),
+        (PLAIN.replace("dataset: digits", "dataset: digits, 'dataset': npz"), "dataset is there twice"),
+        (PLAIN + "x-a: {b: {c: 1,\n c: 2}}", "c is there twice, at lines 6 and 7"),
+        (PLAIN.replace("name: plain", "name: 2024-01-31"), "name: 2024-01-31 is a date in YAML"),
+        (PLAIN.replace("n: 20", "n: 2024-13-99"), r"columns\.0\.train\.n: 2024-13-99 is a date in YAML"),
+        (PLAIN.replace("[3]", "!!set {3}"), r"columns\.0\.depths: this is a set in YAML"),
+        (PLAIN.replace("plain", "!!binary aGk="), "name: aGk= is binary data"),
+        (PLAIN + "order: &o {seed: *o}", r"order\.seed: holds itself"),
+        (PLAIN.replace("plain", "010"), "name: .*valid string, not 10: put it in quotes"),
+        (PLAIN.replace("n: 20", "n: 1:30"), r"columns\.0\.train\.n: .*integer"),
+    ],
+)
+def test_yaml_that_says_two_things_or_no_json_is_refused_by_key(tmp_path: Path, text: str, words: str):
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_config(written(tmp_path, text))
+    assert "\n" not in str(caught.value)
+    assert "written.yaml: " in str(caught.value)
+
+
+def test_overrides_are_read_alike(config_path: Path):
+    with pytest.raises(ConfigError, match=r"--set order=.*: seed is there twice"):
+        load_config(str(config_path), ["order={seed: 1, seed: 2}"])
+    with pytest.raises(ConfigError, match="--set name=2024-01-31: 2024-01-31 is a date"):
+        load_config(str(config_path), ["name=2024-01-31"])
+    assert load_config(str(config_path), ["columns.0.train.n=010"]).columns[0].train.n == 10
+
+
+@pytest.mark.parametrize(
+    "text, n",
+    [("010", 10), ("0", 0), ("007", 7), ("089", 89), ("1_000", 1000), ("0x10", 16), ("0o17", 15), ("0b11", 3)],
+)
+def test_integers_are_decimal_unless_they_say_otherwise(tmp_path: Path, text: str, n: int):
+    assert load_config(written(tmp_path, f"{PLAIN}order: {{seed: {text}}}")).order.seed == n
+
+
+ANCHORS = """
+name: anchors
+_grids: {when: 2024-01-31, deep: &deep [3, 4]}
+x-base: &base {model: cntk, depths: *deep, train: &twenty {n: 20}}
+data: {dataset: digits}
+columns:
+  - {<<: *base, readout: gap}
+  - {<<: *base, readout: vanilla, depths: [5]}
+  - <<: [{ridge: 0.5}, *base]
+    readout: gap
+    name: third
+"""
+
+
+def test_merge_keys_and_anchors_work_and_keys_aside_hold_them(tmp_path: Path):
+    config = load_config(written(tmp_path, ANCHORS))
+    assert [(c.readout, c.depths, c.train.n) for c in config.columns] == [
+        ("gap", (3, 4), 20),
+        ("vanilla", (5,), 20),
+        ("gap", (3, 4), 20),
+    ]
+    assert config.columns[2].ridge == 0.5
+    # Only these keys: a misspelt one is still found.
+    with pytest.raises(ConfigError, match="colums: unknown key"):
+        load_config(written(tmp_path, PLAIN + "colums: []"))
+
+
+def test_an_override_of_one_column_reaches_no_other_through_an_anchor(tmp_path: Path):
+    config = load_config(written(tmp_path, ANCHORS), ["columns.0.train.n=10"])
+    assert [c.train.n for c in config.columns] == [10, 20, 20]
 
 
 def test_a_missing_config_names_the_bundled_ones():
@@ -133,6 +223,27 @@ def test_a_missing_config_names_the_bundled_ones():
         load_config("digit")
     with pytest.raises(ConfigError, match="cannot read config"):
         load_config("/")
+
+
+def test_a_missing_config_may_be_one_without_its_suffix_or_misspelt(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for name in ("mine.yaml", "digit.yml", "sub/other.yaml"):
+        (tmp_path / name).touch()
+    for wrong, meant in [("mine", "mine.yaml"), ("mien.yaml", "mine.yaml"), ("digit", "digit.yml")]:
+        with pytest.raises(ConfigError, match=rf"no config {wrong}: did you mean {meant}\? bundled are"):
+            load_config(wrong)
+    with pytest.raises(ConfigError, match=r"did you mean sub/other\.yaml\?"):
+        load_config("sub/other")
+    with pytest.raises(ConfigError, match="no config nowhere/mine: bundled are"):
+        load_config("nowhere/mine")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch, config_path: Path):
+    monkeypatch.setenv("HOME", str(config_path.parent))
+    assert load_config("~/tiny.yaml").name == "tiny"
+    with pytest.raises(ConfigError, match="no home folder is known for ~"):
+        load_config("~nobody-of-that-name/tiny.yaml")
 
 
 def test_overrides_reach_lists_and_nested_keys(config_path: Path):
