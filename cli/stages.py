@@ -68,7 +68,7 @@ class Session:
         table = self.table
         log.debug(f"computing with {table.backend}")  # raises where nothing can
         if table.images.dropped:
-            log.info(f"{len(table.images.dropped)} exact duplicates among the training images were dropped")
+            log.info(f"{len(table.images.dropped)} copies among the training images were dropped")
         self.workspace.run.mkdir(parents=True, exist_ok=True)
         return Filler(table.images, table.shelf, self.device, self.workspace.config.gram.tile)
 
@@ -102,7 +102,8 @@ class Session:
 
     def download(self) -> None:
         """The data set."""
-        log.info(fetch(self.workspace.config.data))
+        config = self.workspace.config
+        log.info(fetch(config.data, config.tested))
 
     def _fill(self, column: str) -> None:
         requests = self.table.requests()

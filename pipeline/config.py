@@ -39,24 +39,45 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Digits(_Model):
+class _Data(_Model):
+    """normalise: each channel by mean and deviation over the training images, or none: the images as they are."""
+
+    normalise: Literal["standard", "none"] = "standard"
+
+
+class Digits(_Data):
     """scikit-learn's bundled 8 x 8 handwritten digits: the first 1,000 train, the last 797 test."""
 
     dataset: Literal["digits"]
 
 
-class Cifar10(_Model):
+class Cifar10(_Data):
     """CIFAR-10, downloaded by torchvision into `root`."""
 
     dataset: Literal["cifar10"]
     root: Path = Path("data")
 
 
-class Npz(_Model):
-    """A NumPy archive with x_train, y_train, x_test, y_test; images N x H x W (x C), uint8 or float in [0, 1]."""
+class Keys(_Model):
+    """What the arrays of an archive are called."""
+
+    x_train: str = "x_train"
+    y_train: str = "y_train"
+    x_test: str = "x_test"
+    y_test: str = "y_test"
+
+
+class Npz(_Data):
+    """A NumPy archive with x_train, y_train, x_test, y_test, or others named by `keys`.
+
+    Images N x H x W (x C), uint8 or float in [0, 1]; layout: nchw for N x C x H x W.  Labels: integers, whole floats,
+    names or one-hot rows.
+    """
 
     dataset: Literal["npz"]
     path: Path
+    layout: Literal["nhwc", "nchw"] | None = None
+    keys: Keys = Keys()
 
 
 class Order(_Model):
@@ -240,9 +261,17 @@ class Config(_Model):
             for name, c in zip(names, self.columns, strict=True)
         ]
 
+    @property
+    def tested(self) -> bool:
+        """Whether a column is tested on the test images."""
+        return any(column.test.source != "undrawn" for column in self.columns)
+
     def resolved(self) -> dict[str, Any]:
-        """Every value, defaults and column names included, as plain data."""
+        """Every value, defaults and column names included, as plain data; of the data, only what is not its default."""
         values = self.model_dump(mode="json", by_alias=True)
+        for key, default in (("normalise", "standard"), ("layout", None), ("keys", Keys().model_dump())):
+            if values["data"].get(key, ...) == default:
+                del values["data"][key]
         for column, name in zip(values["columns"], self.column_names, strict=True):
             column["name"] = name
             if column.get("early_stopping", ...) is None:

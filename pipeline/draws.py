@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from exact_ntk.config import CnnColumn, Config, KernelColumn
+from exact_ntk.copies import ZERO, Alike, find_alike
 from exact_ntk.data import Dataset, load_dataset, normalisation, normalise
 from exact_ntk.errors import ConfigError, DataError
 from exact_ntk.files import digest
@@ -21,7 +22,8 @@ class OrderedImages:
 
     x: normalised, float32 (n_train + n_test, C, H, W).  y: labels (n_train + n_test,).
     image_index: position -> index in the data set's own training, then test images.
-    dropped: (index, index of the kept copy) of exact duplicates among the training images.
+    dropped: (index, index of the kept copy) of copies among the training images.
+    alike: which of the images are equal, multiples of one another, or zero.
     fields: what names these images in a fingerprint.
     """
 
@@ -31,6 +33,7 @@ class OrderedImages:
     classes: tuple[str, ...]
     image_index: np.ndarray
     dropped: tuple[tuple[int, int], ...]
+    alike: Alike
     order_seed: int
     balanced: bool
     fields: dict[str, Any]
@@ -67,71 +70,92 @@ def shuffled(labels: np.ndarray, seed: tuple[int, ...], balanced: bool) -> np.nd
     return order[np.argsort(rank[order], kind="stable")]
 
 
-def duplicates(x: np.ndarray) -> list[tuple[int, int]]:
-    """(index, index of the first copy) of every image (n, H, W, C) that repeats an earlier one exactly."""
-    first: dict[bytes, int] = {}
-    found = []
-    for index, image in enumerate(x):
-        earlier = first.setdefault(image.tobytes(), index)
-        if earlier != index:
-            found.append((index, earlier))
-    return found
-
-
-def _may_keep_conflicts(config: Config) -> bool:
-    return all(c.ridge > 0 for c in config.columns if isinstance(c, KernelColumn))
-
-
 def order_images(dataset: Dataset, config: Config) -> OrderedImages:
-    """Drop duplicates, order, normalise with the statistics of the full training set.
+    """Normalise with the statistics of the full training set, drop copies, order.
 
-    Of exact copies with one label the first is kept. Copies with different labels make a Gram matrix singular, so
-    they raise DataError unless every kernel column has a ridge.
+    Of training images that are equal up to float32's rounding and have one label, the first is kept.
     """
-    repeats = duplicates(dataset.x_train)
-    conflicts = [(i, j) for i, j in repeats if dataset.y_train[i] != dataset.y_train[j]]
-    if conflicts and not _may_keep_conflicts(config):
-        i, j = conflicts[0]
-        raise DataError(
-            f"{dataset.name}: training images {j} and {i} are equal but labelled {dataset.classes[dataset.y_train[j]]} "
-            f"and {dataset.classes[dataset.y_train[i]]} ({len(conflicts)} such pairs), so their Gram matrix is "
-            "singular: give the kernel columns a ridge, or mend the data"
-        )
-    conflicting = set(conflicts)
-    dropped = tuple(pair for pair in repeats if pair not in conflicting)
-    kept = np.setdiff1d(np.arange(len(dataset.x_train)), [i for i, _ in dropped])
+    n = len(dataset.x_train)
+    mean, std = normalisation(dataset.x_train, config.data.normalise)
+
+    def raw(at: np.ndarray) -> np.ndarray:
+        return np.concatenate([dataset.x_train[at[at < n]], dataset.x_test[at[at >= n] - n]])
+
+    alike = find_alike(lambda at: normalise(raw(at), mean, std).flatten(1).numpy(), n + len(dataset.x_test))
+    dropped = _repeated(alike.copy[:n], dataset.y_train)
+    kept = np.setdiff1d(np.arange(n), [i for i, _ in dropped])
     seed, balanced = config.order.seed, config.order.balanced
     train = kept[shuffled(dataset.y_train[kept], (seed, 0), balanced)]
     test = shuffled(dataset.y_test, (seed, 1), False)
-    mean, std = normalisation(dataset.x_train)
-    raw = np.concatenate([dataset.x_train[train], dataset.x_test[test]])
+    order = np.concatenate([train, test + n])
+    pixels = raw(order)
     fields = {
-        "images": digest(raw),
+        "images": digest(pixels),
         "train_images": len(train),
         "test_images": len(test),
-        "image_shape": list(raw.shape[1:]),
+        "image_shape": list(pixels.shape[1:]),
         "normalisation": {"mean": mean.tolist(), "std": std.tolist()},
     }
     return OrderedImages(
-        x=normalise(raw, mean, std),
+        x=normalise(pixels, mean, std),
         y=np.concatenate([dataset.y_train[train], dataset.y_test[test]]),
         n_train=len(train),
         classes=dataset.classes,
         image_index=np.concatenate([train, test]),
         dropped=dropped,
+        alike=Alike(alike.direction[order], alike.copy[order], alike.norm[order]),
         order_seed=seed,
         balanced=balanced,
         fields=fields,
     )
 
 
+def _repeated(copy: np.ndarray, labels: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """(index, index of the first) of every image that repeats an earlier one with its label."""
+    _, first, of = np.unique(np.stack([copy, labels]), axis=1, return_index=True, return_inverse=True)
+    earlier = first[of.reshape(-1)]
+    return tuple((int(i), int(earlier[i])) for i in np.flatnonzero(earlier != np.arange(len(copy))))
+
+
 def load_images(config: Config) -> OrderedImages:
-    """The images of a config, in store order, with every column's draws checked to exist."""
-    images = order_images(load_dataset(config.data), config)
+    """The images of a config, in store order, with every column's draws checked to exist.
+
+    Raises DataError, naming the images, where a draw of a kernel column without a ridge has a singular Gram matrix.
+    """
+    images = order_images(load_dataset(config.data, config.tested), config)
     for name, column in zip(config.column_names, config.columns, strict=True):
         for k in range(column.train.draws):
-            draw(images, column, name, k)
+            found = draw(images, column, name, k)
+            if isinstance(column, KernelColumn) and not column.ridge:
+                _refuse_singular(images, found, name)
     return images
+
+
+def _refuse_singular(images: OrderedImages, found: Draw, name: str) -> None:
+    """Raises DataError for a draw with a zero image, or with two that are multiples of one another."""
+    direction = images.alike.direction[found.train]
+    zero = found.train[direction == ZERO]
+    if len(zero):
+        raise _singular(name, f"image {images.image_index[zero[0]]} is zero once normalised", len(zero))
+    order = np.argsort(direction, kind="stable")
+    pairs = np.flatnonzero(np.diff(direction[order]) == 0)
+    if len(pairs):
+        one, two = sorted(found.train[order[pairs[0] : pairs[0] + 2]], key=lambda at: images.image_index[at])
+        i, j = images.image_index[one], images.image_index[two]
+        if images.alike.copy[one] == images.alike.copy[two]:
+            how = f"equal but labelled {images.classes[images.y[one]]} and {images.classes[images.y[two]]}"
+        else:
+            ratio = images.alike.norm[two] / images.alike.norm[one]
+            how = f"proportional once normalised ({j} is {ratio:.3g} times {i})"
+        raise _singular(name, f"images {i} and {j} are {how}", len(pairs))
+
+
+def _singular(name: str, what: str, cases: int) -> DataError:
+    more = f" (and {cases - 1} more such)" if cases > 1 else ""
+    return DataError(
+        f"column {name}: training {what}{more}, so the Gram matrix is singular: give the column a ridge, such as "
+        "ridge: 1.0e-6, or leave such images out"
+    )
 
 
 def draw(images: OrderedImages, column: KernelColumn | CnnColumn, name: str, k: int) -> Draw:
@@ -142,7 +166,7 @@ def draw(images: OrderedImages, column: KernelColumn | CnnColumn, name: str, k: 
     """
     n = images.n_train if column.train.n == "all" else int(column.train.n)
     if n > images.n_train:
-        gone = f" ({len(images.dropped)} exact duplicates were dropped)" if images.dropped else ""
+        gone = f" ({len(images.dropped)} copies were dropped)" if images.dropped else ""
         raise ConfigError(f"column {name}: train.n is {n}, but there are {images.n_train} training images{gone}")
     overlaps = (k + 1) * n > images.n_train
     if overlaps:
@@ -151,6 +175,12 @@ def draw(images: OrderedImages, column: KernelColumn | CnnColumn, name: str, k: 
     else:
         train = np.arange(k * n, (k + 1) * n)
     return Draw(train, _tested(images, column, name, train), overlaps)
+
+
+def copies_tested(images: OrderedImages, found: Draw) -> int:
+    """How many images that a draw is tested on equal one of its training images."""
+    copy = images.alike.copy
+    return int(np.isin(copy[found.test], copy[found.train]).sum())
 
 
 def _tested(images: OrderedImages, column: KernelColumn | CnnColumn, name: str, train: np.ndarray) -> np.ndarray:

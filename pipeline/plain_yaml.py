@@ -71,7 +71,7 @@ def read_yaml(text: str) -> Any:
         raise ConfigError(f"is not YAML: {error}") from error
 
 
-def plain(tree: Any) -> Any:
+def as_json(tree: Any) -> Any:
     """The tree as JSON holds it, with nothing shared between its branches, as aliases are.
 
     Raises ConfigError, naming its key, for a value that JSON does not hold.

@@ -75,7 +75,8 @@ class DrawRecord(_Record):
 
 class _CellRecord(_Record):
     """A column at a depth. accuracy, standard_error: in percent and points, see `exact_ntk.standard_error`; std: of the
-    draws' or seeds' accuracies, None for one. fingerprint: of all that the accuracy depends on."""
+    draws' or seeds' accuracies, None for one. copies_tested: tested images that equal a training image of their draw,
+    over all draws; None in earlier records. fingerprint: of all that the accuracy depends on."""
 
     column: str
     readout: Literal["vanilla", "gap"]
@@ -86,6 +87,7 @@ class _CellRecord(_Record):
     n_train: int
     n_test: int
     test_from: Literal["test", "undrawn", "both"]
+    copies_tested: int | None = None
     fingerprint: str
 
 

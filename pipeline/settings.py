@@ -15,6 +15,7 @@ from exact_ntk.config import (
     EarlyStopping,
     Gram,
     KernelColumn,
+    Keys,
     Npz,
     Order,
     Test,
@@ -23,7 +24,7 @@ from exact_ntk.config import (
 )
 from exact_ntk.errors import ConfigError
 from exact_ntk.files import expanded
-from exact_ntk.plain_yaml import plain, read_yaml
+from exact_ntk.plain_yaml import as_json, read_yaml
 
 # Keys beside name, data and columns that a file may use to hold anchors.
 ASIDE = ("_", "x-")
@@ -42,7 +43,7 @@ def _read(config: str) -> tuple[Any, Path]:
         tree = read_yaml(path.read_text(encoding="utf-8"))
         if isinstance(tree, dict):
             tree = {key: value for key, value in tree.items() if not str(key).startswith(ASIDE)}
-        return plain(tree), path
+        return as_json(tree), path
     except FileNotFoundError:
         close = _likely(path)
         hint = f"did you mean {close}? " if close else ""
@@ -67,7 +68,7 @@ def _override(tree: Any, assignment: str) -> None:
     if not equals or not key:
         raise ConfigError(f"--set {assignment}: should be KEY=VALUE, for instance --set columns.0.ridge=0.001")
     try:
-        value = plain(read_yaml(text))
+        value = as_json(read_yaml(text))
     except ConfigError as error:
         raise ConfigError(f"--set {assignment}: {error}") from error
     *parents, last = key.split(".")
@@ -101,7 +102,7 @@ def _index(node: list, part: str, assignment: str) -> int:
 
 
 MODELS: tuple[type[BaseModel], ...] = (
-    *(Config, Digits, Cifar10, Npz, Order, Gram, Train, Test, EarlyStopping, KernelColumn, CnnColumn),
+    *(Config, Digits, Cifar10, Npz, Keys, Order, Gram, Train, Test, EarlyStopping, KernelColumn, CnnColumn),
 )
 TAGS = ("cntk", "nngp", "cnn", "digits", "cifar10", "npz")
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from exact_ntk.config import CnnColumn
-from exact_ntk.draws import OrderedImages, draw
+from exact_ntk.draws import OrderedImages, copies_tested, draw
 from exact_ntk.errors import ConfigError
 from exact_ntk.files import digest, fingerprint, write_json
 from exact_ntk.networks.lr import MOST_STEPS, DeadNetwork, largest_stable_lr
@@ -188,6 +188,7 @@ class NetworkCell:
             n_train=len(self.draw.train),
             n_test=len(self.draw.test),
             test_from=self.column.test.source,
+            copies_tested=copies_tested(self.images, self.draw),
             seeds=len(good),
             seeds_diverged=len(done) - len(good),
             lr=good[0].lr or 0.0,

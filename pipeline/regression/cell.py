@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from exact_ntk.config import KernelColumn
-from exact_ntk.draws import Draw, OrderedImages, draw
+from exact_ntk.draws import Draw, OrderedImages, copies_tested, draw
 from exact_ntk.files import digest, fingerprint, read_npz
 from exact_ntk.gram.plan import Request, Shelf, Source
 from exact_ntk.gram.store import Array
@@ -111,6 +111,7 @@ class KernelCell:
             n_train=len(self.draws[0].train),
             n_test=len(self.draws[0].test),
             test_from=column.test.source,
+            copies_tested=sum(copies_tested(self.images, d) for d in self.draws),
             draws=len(draws),
             ridge=column.ridge,
             indefinite=any(r.indefinite is not None for r in by_draw),

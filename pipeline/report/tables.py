@@ -77,7 +77,7 @@ def notes(results: Results) -> list[str]:
             lines.append(f"{column.name}: {_describe(found[0], _is_one_draw(results, column.name))}.")
     if any(_is_one_draw(results, r.column) for r in results.records):
         lines.append("One draw: how much draws of training images differ is in no error.")
-    lines += _paired(results) + _explained_marks(results) + _indefinite(results)
+    lines += _seen(results) + _paired(results) + _explained_marks(results) + _indefinite(results)
     for r in results.records:
         lines += _of_network(r) if isinstance(r, NetworkRecord) else _of_kernel(r, results)
     by_need: dict[tuple[str, str], list[str]] = {}
@@ -85,6 +85,19 @@ def notes(results: Results) -> list[str]:
         how = FAILED if cell.failed else f"{MISSING} missing"
         by_need.setdefault((how, cell.needs), []).append(f"{cell.column}/{cell.depth}")
     lines += [f"{how} {', '.join(cells)}: {need}." for (how, need), cells in by_need.items()]
+    return lines
+
+
+def _seen(results: Results) -> list[str]:
+    """The columns that are tested on images which they were trained on."""
+    lines = []
+    for column in results.columns:
+        found = results.of_column(column.name)
+        if found and found[0].copies_tested:
+            r = found[0]
+            draws = r.draws if isinstance(r, KernelRecord) else 1
+            of = f"{r.n_test * draws} images tested" + (f" in {draws} draws" if draws > 1 else "")
+            lines.append(f"{r.column}: {r.copies_tested} of the {of} equal a training image of their draw.")
     return lines
 
 

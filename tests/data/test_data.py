@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from exact_ntk.config import Cifar10, Digits, Npz
-from exact_ntk.data import fetch, load_dataset, normalisation, normalise
+from exact_ntk.data import load_dataset, normalisation, normalise
 from exact_ntk.errors import DataError
 from tests.conftest import digit_arrays
 
@@ -60,6 +60,22 @@ def test_labels_may_be_any_integers(tmp_path: Path):
     assert data.classes[1] == "4"
 
 
+@pytest.mark.parametrize("change", [lambda y: y.astype(float), lambda y: np.eye(10)[y] - 0.1, lambda y: y.astype(str)])
+def test_labels_in_other_dress_are_the_same_classes(tmp_path: Path, change):
+    arrays = digit_arrays(40, 10)
+    plain = load_dataset(Npz(dataset="npz", path=saved(tmp_path, arrays)))
+    arrays["y_train"], arrays["y_test"] = change(arrays["y_train"]), change(arrays["y_test"])
+    dressed = load_dataset(Npz(dataset="npz", path=saved(tmp_path, arrays)))
+    np.testing.assert_array_equal(dressed.y_train, plain.y_train)
+    np.testing.assert_array_equal(dressed.y_test, plain.y_test)
+    assert dressed.classes == plain.classes
+
+
+def saved(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
+    np.savez(folder / "saved.npz", **arrays)
+    return folder / "saved.npz"
+
+
 def spoil(key: str, change):
     def apply(arrays: dict) -> dict:
         return {**arrays, key: change(arrays[key])}
@@ -77,14 +93,15 @@ def nan_pixel(x: np.ndarray) -> np.ndarray:
     "change, words",
     [
         (lambda a: {k: v for k, v in a.items() if k != "y_test"}, "no array y_test"),
-        (spoil("x_train", lambda x: x[:0]), "x_train should hold images"),
+        (spoil("x_train", lambda x: x[:0]), "x_train holds no images"),
+        (spoil("x_test", lambda x: x[:0]), "x_test holds no images"),
         (spoil("x_train", lambda x: x.reshape(len(x), -1)), "x_train should hold images"),
         (spoil("x_train", nan_pixel), "x_train: image 3 holds NaN"),
         (spoil("x_train", lambda x: x.astype(float)), r"x_train should lie in \[0, 1\]"),
         (spoil("x_train", lambda x: x.astype(np.int32)), "x_train should be uint8"),
         (spoil("x_test", lambda x: x[:, :4]), "they should be alike"),
         (spoil("y_train", lambda y: y[:-1]), "y_train holds 59 labels for 60 images"),
-        (spoil("y_train", lambda y: y.astype(float)), "y_train should hold one integer class"),
+        (spoil("y_train", lambda y: y + 0.5), "y_train should hold one class an image"),
         (spoil("y_train", lambda y: y * 0), "only class 0"),
         (spoil("y_test", lambda y: y + 100), "y_test holds class 10"),
         (spoil("x_train", lambda x: x.astype(object)), "pickled"),
@@ -101,30 +118,29 @@ def test_missing_truncated_and_foreign_files_are_named(tmp_path: Path, npz: Path
         load(tmp_path / "nowhere.npz")
     whole = npz.read_bytes()
     for k, content in enumerate([whole[: len(whole) // 2], b"", b"hello", whole[:200] + b"\xff" * 50 + whole[250:]]):
-        path = tmp_path / f"damaged{k}.npz"
+        path = tmp_path / f"spoiled{k}.npz"
         path.write_bytes(content)
         with pytest.raises(DataError, match="damaged"):
             load(path)
-    np.save(tmp_path / "single.npy", np.zeros(3))
-    with pytest.raises(DataError, match="damaged or not an npz"):
-        load(tmp_path / "single.npy")
 
 
-def test_a_constant_channel_is_refused_by_name():
+def test_a_constant_channel_is_refused_by_name_or_taken_as_it_is():
     x = np.random.default_rng(0).random((9, 3, 3, 2))
     x[..., 1] = 0.25
-    with pytest.raises(DataError, match="channel 1 is constant"):
+    with pytest.raises(
+        DataError, match=r"channel 1 is constant.* x_train\[\.\.\., \[0\]\], or set data\.normalise: none"
+    ):
         normalisation(x)
+    mean, std = normalisation(x, "none")
+    np.testing.assert_array_equal(normalise(x, mean, std), x.astype(np.float32).transpose(0, 3, 1, 2))
 
 
-def test_cifar10_without_files_or_network_says_what_to_do(tmp_path: Path, monkeypatch):
-    spec = Cifar10(dataset="cifar10", root=tmp_path)
-    with pytest.raises(DataError, match="ntk download"):
+def test_cifar10_is_looked_for_in_the_home_folder_where_root_says_so(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spec = Cifar10(dataset="cifar10", root=Path("~/nowhere"))
+    with pytest.raises(DataError, match=rf"no CIFAR-10 in {tmp_path}/nowhere: .* `ntk download`"):
         load_dataset(spec)
-
-    def no_network(*args, **kwargs):
-        raise OSError("Name or service not known")
-
-    monkeypatch.setattr("urllib.request.urlopen", no_network)
-    with pytest.raises(DataError, match=r"check the network, or put cifar-10-python\.tar\.gz there"):
-        fetch(spec)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_: pytest.fail("the archive is there"))
+    (tmp_path / "nowhere" / "cifar-10-batches-py").mkdir(parents=True)
+    with pytest.raises(DataError, match="data_batch_1 is missing"):
+        load_dataset(spec)
