@@ -199,6 +199,15 @@ def test_tested_images_that_were_trained_on_are_counted(config: Config):
     assert copies_tested(order_images(dataset(), config), draws[0]) == 0
 
 
+def test_images_standardised_by_hand_and_taken_as_they_are_are_the_same(config: Config):
+    data = dataset()
+    mean, std = data.x_train.mean(), data.x_train.std()
+    by_hand = [(x - mean) / std for x in (data.x_train, data.x_test)]
+    none = config.model_copy(update={"data": config.data.model_copy(update={"normalise": "none"})})
+    images = order_images(Dataset("made", by_hand[0], data.y_train, by_hand[1], data.y_test, data.classes), none)
+    np.testing.assert_allclose(images.x, order_images(data, config).x, rtol=1e-6)
+
+
 def test_images_as_they_are_have_another_fingerprint_and_are_not_touched(config: Config):
     none = config.model_copy(update={"data": config.data.model_copy(update={"normalise": "none"})})
     data = dataset()

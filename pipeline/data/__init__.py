@@ -140,6 +140,9 @@ def _test_part(
     classes: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Test images, which should be like the training images, and labels, by their place in `classes`."""
+    if not arrays["x_test"].size:
+        none = f"x_test holds no images: its shape is {arrays['x_test'].shape}"
+        raise DataError(f"{name}: {none}; where there are none, give every column test: undrawn")
     x, y = _part(spec, name, arrays, "test")
     if x.shape[1:] != x_train.shape[1:] or _scale(x) != _scale(x_train):
         mend = "" if _scale(x) == _scale(x_train) else f", save x_{'test' if x.dtype == np.uint8 else 'train'} / 255"

@@ -124,7 +124,7 @@ def _what_is_there(root: Path) -> str:
         return f"that is a file: data.root should be the folder that holds {FOLDER} or {ARCHIVE}, here {root.parent}"
     if inside := _is_batches(root):
         return inside
-    if (root / FOLDER).is_dir():
+    if (root / FOLDER).is_dir() and not _nearby(root):
         return f"of {FOLDER}, {_first_bad_file(root / FOLDER)}: delete that folder and run `ntk download`"
     if (root / ARCHIVE).is_file():
         if _archive_is_whole(root / ARCHIVE):
@@ -152,13 +152,15 @@ def _is_batches(root: Path) -> str | None:
     return f"its files lie in data.root itself: data.root should be a folder that holds them in one called {FOLDER}"
 
 
+def _nearby(root: Path) -> Path | None:
+    """A folder in the root that holds it."""
+    return next((p.parent for pattern in (f"*/{FOLDER}", f"*/{ARCHIVE}") for p in sorted(root.glob(pattern))), None)
+
+
 def _elsewhere(root: Path) -> str:
     """Advice where neither the folder nor the archive is in the root: other names, places and versions."""
-    nearby = [p.parent for pattern in (f"*/{FOLDER}", f"*/{ARCHIVE}") for p in sorted(root.glob(pattern))]
-    if not nearby:
-        nearby = [root.absolute().parent for name in (FOLDER, ARCHIVE) if (root.absolute().parent / name).exists()]
-    if nearby:
-        return f"it is in {nearby[0]}: set data.root to that"
+    if nearby := _nearby(root):
+        return f"it is in {nearby}: set data.root to that"
     for pattern in ("cifar-10-python*", f"{FOLDER}*", "*.tar.gz", "*.tgz", "*.tar"):
         for path in sorted(root.glob(pattern)):
             if path.is_file() and _archive_is_whole(path):
@@ -168,6 +170,8 @@ def _elsewhere(root: Path) -> str:
     for pattern, what in OTHERS.items():
         for path in sorted(root.glob(pattern)):
             return f"{path.name} is {what}: run `ntk download`" if "npz" not in pattern else f"{path.name}: {what}"
+    if any((root.absolute().parent / name).exists() for name in (FOLDER, ARCHIVE)):
+        return f"it is in {root.absolute().parent}: set data.root to that"
     names = sorted(path.name for path in root.iterdir())
     listed = ", ".join(names[:MOST_LISTED]) + (", ..." if len(names) > MOST_LISTED else "")
     return f"the folder holds {listed or 'nothing'}: run `ntk download`, or set data.root to the folder of {FOLDER}"

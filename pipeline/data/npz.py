@@ -79,7 +79,8 @@ def _lacks(path: Path, key: str, name: str, archive: np.lib.npyio.NpzFile, wante
         return f"data.keys.{key}: no array {name} in {path}, which holds {held}"
     guesses = {wish: _guess(archive.files, wish) for wish in wanted}
     pairs = ", ".join(f"{wish}: {guess or '...'}" for wish, guess in guesses.items() if guess != wish)
-    return f"{path}: no array {key}; it holds {held}: say which is which by data.keys: {{{pairs}}}"
+    unless = ", or, without test images, give every column test: undrawn" if key in TEST else ""
+    return f"{path}: no array {key}; it holds {held}: say which is which by data.keys: {{{pairs}}}{unless}"
 
 
 def _described(path: Path, name: str) -> str:

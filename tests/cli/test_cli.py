@@ -228,6 +228,71 @@ def nan_images() -> np.ndarray:
     return x
 
 
+def written(folder: Path, name: str, columns: list[dict], data: dict | None = None, **arrays) -> str:
+    """A config in `folder` over the small digits, some of their arrays replaced or, by None, left out."""
+    found = {**digit_arrays(40, 20, side=4), **arrays}
+    np.savez(folder / f"{name}.npz", **{key: value for key, value in found.items() if value is not None})
+    tree = {"name": name, "data": {"dataset": "npz", "path": f"{name}.npz", **(data or {})}, "columns": columns}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({**tree, "gram": {"backend": "reference"}}))
+    return f"{name}.yaml"
+
+
+VANILLA = {"model": "cntk", "readout": "vanilla", "depths": [3], "train": {"n": 20}}
+
+
+def cells_of(folder: Path, name: str) -> list[dict]:
+    return json.loads((folder / "results" / name / "results.json").read_text())["records"]
+
+
+def test_one_data_set_in_any_dress_is_one_table(tmp_path: Path):
+    """Channels first, other names, labels in words: the same cells, fingerprints included."""
+    a = digit_arrays(40, 20, side=4)
+    colour = {key: np.repeat(a[key], 3, 3) // [1, 2, 3] for key in ("x_train", "x_test")}
+    colour = {key: x.astype(np.uint8) for key, x in colour.items()}
+    first = {key: x.transpose(0, 3, 1, 2) for key, x in colour.items()}
+    last_config = written(tmp_path, "last", [VANILLA], **colour)
+    assert_one_line(ntk(tmp_path, "run", written(tmp_path, "first", [VANILLA], **first)), "data.layout: nhwc, or nchw")
+    renamed = {"images": first["x_train"], "kinds": a["y_train"].astype(str), "x_train": None, "y_train": None}
+    keys = {"layout": "nchw", "keys": {"x_train": "images", "y_train": "kinds"}}
+    dressed = {"x_test": first["x_test"], "y_test": a["y_test"].astype(str), **renamed}
+    for config in (last_config, written(tmp_path, "dressed", [VANILLA], keys, **dressed)):
+        done = ntk(tmp_path, "run", config)
+        assert done.returncode == 0, done.stderr
+    assert cells_of(tmp_path, "last") == cells_of(tmp_path, "dressed")
+
+
+def test_one_set_of_images_is_enough_for_columns_tested_on_what_they_do_not_draw(tmp_path: Path):
+    undrawn = {**VANILLA, "test": "undrawn"}
+    config = written(tmp_path, "single", [undrawn], x_test=None, y_test=None)
+    done = ntk(tmp_path, "run", config)
+    assert done.returncode == 0, done.stderr
+    assert cells_of(tmp_path, "single")[0]["n_test"] == 20
+    assert_one_line(
+        ntk(tmp_path, "run", config, "--set", "columns.0.test=both"), "no array x_test; it holds x_train (40"
+    )
+
+
+def test_tested_images_that_were_trained_on_are_in_the_report(tmp_path: Path):
+    a = digit_arrays(40, 20, side=4)
+    x, y = a["x_test"].copy(), a["y_test"].copy()
+    x[:3], y[:3] = a["x_train"][:3], a["y_train"][:3]
+    everything = {**VANILLA, "train": {"n": "all"}, "ridge": 0.001}
+    done = ntk(tmp_path, "run", written(tmp_path, "leak", [everything], x_test=x, y_test=y))
+    assert "CNTK-V: 3 of the 20 images tested equal a training image of their draw." in done.stdout
+    assert cells_of(tmp_path, "leak")[0]["copies_tested"] == 3
+
+
+def test_a_tilde_is_the_home_folder_in_every_option(folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = ["--set", "data.path=~/work/digits.npz", "--runs=~/scratch"]
+    assert ntk(folder, "compute-gram", "tiny.yaml", *options).returncode == 0
+    assert ntk(folder, "report", "tiny.yaml", *options, "--results=~/kept").returncode == 3
+    assert (tmp_path / "kept" / "tiny").is_dir()
+    assert (tmp_path / "scratch" / "tiny").is_dir()
+    assert not [path for path in folder.rglob("*") if "~" in path.name]
+    assert_one_line(ntk(folder, "run", "tiny.yaml", "--runs=~nobody-of-that-name/x"), "no home folder is known for ~")
+
+
 BAD_CONFIGS = {
     "unknown key": (lambda t, f: t.update(colums=[]), "colums: unknown key; did you mean columns"),
     "wrong type": (lambda t, f: t["columns"][0].update(depths="three"), "columns.0.depths"),

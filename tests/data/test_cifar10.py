@@ -85,6 +85,14 @@ SITUATIONS = {
         lambda made, root: move(made / FOLDER, root / "sub" / FOLDER),
         r"it is in .*root/sub: set data\.root to that",
     ),
+    "a folder in itself": (
+        lambda made, root: move(made / FOLDER, root / FOLDER / FOLDER),
+        rf"it is in .*root/{FOLDER}: set data\.root to that",
+    ),
+    "a folder beside it": (
+        lambda made, root: move(made / FOLDER, root.parent / FOLDER),
+        "it is in /.*: set data.root to that",
+    ),
     "the batches in the root itself": (
         lambda made, root: [move(path, root / path.name) for path in list((made / FOLDER).iterdir())],
         r"its files lie in data\.root itself",

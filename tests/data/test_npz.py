@@ -76,8 +76,16 @@ def test_test_images_are_needed_only_where_they_are_tested(tmp_path: Path, chang
     found = load(path, tested=False)
     assert found.x_test.shape == (0, 8, 8, 1)
     assert (found.x_test.dtype, len(found.y_test)) == (np.uint8, 0)
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=r"_test|should be alike"):
         load(path, tested=True)
+
+
+def test_missing_test_images_may_be_left_out_by_testing_on_others(tmp_path: Path):
+    a = digit_arrays(20, 10)
+    for k, test in enumerate([{}, {"x_test": a["x_test"][:0], "y_test": a["y_test"][:0]}]):
+        path = archive(tmp_path / f"{k}.npz", x_train=a["x_train"], y_train=a["y_train"], **test)
+        with pytest.raises(DataError, match=r"x_test.* give every column test: undrawn"):
+            load(path)
 
 
 def test_good_test_images_are_there_for_a_later_column(tmp_path: Path, caplog):
