@@ -128,7 +128,9 @@ def _explain(error: ValidationError, entries: list[int]) -> str:
     first = problems[0]
     key = _key(first["loc"], entries)
     distinct = {_key(p["loc"], entries) for p in problems if p["type"] != "too_short" or p["input"] == []}
-    message = first["msg"].removeprefix("Value error, ").replace("a valid array", "a list")
+    message = (
+        first["msg"].removeprefix("Value error, ").replace("a valid array", "a list").replace("an object", "a mapping")
+    )
     message = message.replace(
         "Tuple should have at least 1 item after validation, not 0", "should hold at least 1 item"
     )

@@ -128,7 +128,8 @@ def _part(
     x, y = (arrays[f"{kind}_{part}"] for kind in "xy")
     keys, layout = (spec.keys.model_dump(), spec.layout) if isinstance(spec, Npz) else ({}, None)
     x_key, y_key = (keys.get(f"{kind}_{part}", f"{kind}_{part}") for kind in "xy")
-    x = read_images(name, x_key, x, y.shape[0] if y.ndim else 0, layout, spec.normalise == "none")
+    labels = max(y.shape) if 1 in y.shape else len(y) if y.ndim else 0
+    x = read_images(name, x_key, x, labels, layout, spec.normalise == "none")
     return x, read_labels(name, y_key, y, len(x))
 
 

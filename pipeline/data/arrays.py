@@ -14,7 +14,8 @@ MOST_CHANNELS = 16
 SMALLEST_FLAT_SIDE = 8
 # Rounding to float32 or float16, and interpolation, pass the bounds of [0, 1] by a little; this much is taken as it is.
 HAIR = 1e-6
-OVERSHOOT = 0.25  # beyond it, values outside [0, 1] are another scale and not what a filter leaves
+# What a filter leaves outside [0, 1]: by so much, and in so small a share of the pixels; more is another scale.
+OVERSHOOT, OVERSHOT = 0.25, 0.05
 # The kernels sum squares in float32: their range is about 1e-38 to 1e38.
 LARGEST, SMALLEST = 1e15, 1e-15
 LARGEST_CLASS = 2**53
@@ -49,7 +50,7 @@ def read_images(
         image = int(np.argmax((x == worst).any(axis=(1, 2, 3))))
         raise DataError(
             f"{name} should lie in [0, 1], not in [{low!s}, {high!s}] (image {image} holds {worst!s}): "
-            f"{_in_unit_range(key, float(low), float(high))}"
+            f"{_in_unit_range(key, float(low), float(high), float(((x < 0) | (x > 1)).mean()))}"
         )
     return x
 
@@ -58,7 +59,7 @@ def _channels_last(name: str, key: str, x: np.ndarray, labels: int, layout: Layo
     shape = x.shape
     if 0 in shape:
         raise DataError(f"{name} holds no images: its shape is {shape}")
-    if x.ndim in (3, 4) and shape[-1] == labels != shape[0]:
+    if x.ndim in (3, 4) and 1 < labels == shape[-1] != shape[0]:
         raise DataError(
             f"{name}: the {labels} images lie along the last axis of {shape}: save np.moveaxis({key}, -1, 0)"
         )
@@ -161,9 +162,9 @@ def _as_pixels(key: str, x: np.ndarray) -> str:
     return f"it lies in [{low}, {high}]: save {mend}"
 
 
-def _in_unit_range(key: str, low: float, high: float) -> str:
+def _in_unit_range(key: str, low: float, high: float, share_outside: float) -> str:
     as_they_are = "data.normalise: none takes images as they are"
-    if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
+    if low >= -OVERSHOOT and high <= 1 + OVERSHOOT and share_outside <= OVERSHOT:
         return f"save np.clip({key}, 0, 1), or {as_they_are}"
     if low >= 0:
         largest = next((scale for scale in (255, 65535) if scale / 8 < high <= scale), high)

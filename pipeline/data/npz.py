@@ -64,7 +64,7 @@ def _array(path: Path, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
             raise
         raise DataError(
             f"{path}: {name} holds pickled objects, which are never loaded: save a plain array, such as "
-            f"np.stack({name}), or {name}.astype(str) for names"
+            f"np.array({name}.tolist())"
         ) from None
     if not isinstance(found, np.ndarray):
         raise DataError(f"{path}: {name} is no array")

@@ -110,6 +110,8 @@ def test_a_hair_beyond_the_bounds_is_taken_as_it_is(x: np.ndarray):
 @pytest.mark.parametrize(
     "x, words",
     [
+        (pixels(-0.2, 0.2), r"save \(x \+ 1\) / 2, or data\.normalise: none"),
+        (pixels(0, 1.2), r"save x / 1\.2, or"),
         (pixels(0, 1.00001), r"not in \[0\.0, 1\.00001\] \(image 11 holds 1\.00001\): save np\.clip\(x, 0, 1\)"),
         (pixels(-0.03, 1), r"\(image 0 holds -0\.03\): save np\.clip\(x, 0, 1\)"),
         (pixels(-1, 0.5), r"\(image 0 holds -1\.0\): save \(x \+ 1\) / 2, or data\.normalise: none"),
