@@ -66,7 +66,7 @@ class Session:
         from exact_ntk.gram.fill import Filler
 
         table = self.table
-        log.debug(f"computing with {table.backend}")  # raises where nothing can
+        log.debug(f"computing with {table.backends}")  # raises where nothing can
         if table.images.dropped:
             log.info(f"{len(table.images.dropped)} copies among the training images were dropped")
         self.workspace.run.mkdir(parents=True, exist_ok=True)

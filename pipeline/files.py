@@ -25,6 +25,7 @@ def expanded(path: Path) -> Path:
     except RuntimeError as error:
         raise ConfigError(f"{path}: no home folder is known for ~: write the path in full") from error
 
+
 REPORT_BYTES = 2 << 20
 
 

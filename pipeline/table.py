@@ -59,21 +59,28 @@ class Table:
         return Shelf(self.folder, self.images.image_index)
 
     @cached_property
-    def backend(self) -> str:
-        """The kernel backend that computes here. Raises ConfigError where the one asked for cannot run."""
+    def backends(self) -> dict[str, str]:
+        """For each readout family that the table reads, the kernel backend that computes it here.
+
+        Raises ConfigError where the one asked for cannot run.
+        """
         gram, (height, width) = self.config.gram, self.images.x.shape[2:]
+        families = dict.fromkeys(c.readout for c in self.config.columns if isinstance(c, KernelColumn))
         try:
-            return resolve_backend(gram.backend, self.device, DTYPES[gram.dtype], height, width)
+            return {
+                family: resolve_backend(gram.backend, self.device, DTYPES[gram.dtype], family, height, width)
+                for family in families
+            }
         except ValueError as error:
             raise ConfigError(f"gram.backend: {error}") from error
 
     @cached_property
-    def _backend_or_none(self) -> str | None:
+    def _backends_if_any(self) -> dict[str, str]:
         """What is finished, or lies in a store, needs no backend that runs here."""
         try:
-            return self.backend
+            return self.backends
         except ConfigError:
-            return None
+            return {}
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -85,7 +92,7 @@ class Table:
         if isinstance(column, CnnColumn):
             return NetworkCell(name, column, depth, self.images, self.folder)
         ends = self._ends[column.readout]
-        sources = sources_of(column, self.config.gram, self.images, self._backend_or_none, ends)
+        sources = sources_of(column, self.config.gram, self.images, self._backends_if_any.get(column.readout), ends)
         return KernelCell(name, column, depth, self.images, sources, self.shelf)
 
     @cached_property

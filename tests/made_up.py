@@ -122,7 +122,7 @@ def fill(
     table: Table, first: Sequence[Request] | None = None, every: bool = True, repair: bool = False, **options
 ) -> int:
     """Compute the table's Gram matrices, those of solved draws too; returns how many files are left to other shards."""
-    assert table.backend
+    assert table.backends is not None
     requests = table.requests(every)
     chosen = [r for r in requests if first is None or (r.column, r.array) in {(f.column, f.array) for f in first}]
     filler = Filler(table.images, table.shelf, table.device, table.config.gram.tile)

@@ -11,7 +11,7 @@ from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu as fused_gpu
 from exact_ntk.kernels.inputs import Values, as_device, as_flag, as_integers, as_names, as_tensor
 from exact_ntk.kernels.ntk import nngp, ntk, ntk_layers
-from exact_ntk.kernels.passes import READOUTS, Pass, plan_passes
+from exact_ntk.kernels.passes import READOUTS, Matrices, Pass, plan_passes
 from exact_ntk.notices import warn_once
 
 __all__ = [
@@ -37,21 +37,19 @@ SLOWER = "30 (gap) to 90 (vanilla)"  # measured: README, Speed
 RESOLVED_BACKENDS = ("fused-cuda", "fused-cpu", "reference-cuda", "reference-cpu")
 
 
-def _why_not_fused(device: torch.device, dtype: torch.dtype, height: int, width: int) -> str | None:
+def _why_not_fused(device: torch.device, dtype: torch.dtype, family: str, height: int, width: int) -> str | None:
     if dtype != torch.float32:
         return "the fused kernels compute in float32 only"
-    if not fused.covers(height, width):
-        largest = f"{fused.SHORT_SIDE} x {fused.LONG_SIDE}"
-        return f"the fused kernels cover images up to {largest} pixels, not {height} x {width}"
-    if device.type == "cuda":
-        return fused_gpu.unavailable(device, height, width)
-    if device.type != "cpu":
-        return f"there are no fused kernels for device {device.type}"
-    return fused_cpu.unavailable()
+    reason = fused.why_not(device, family, height, width)
+    if reason is None:
+        reason = fused_gpu.unavailable(device, height, width) if device.type == "cuda" else fused_cpu.unavailable()
+    return reason
 
 
-def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype, height: int, width: int) -> str:
-    """The backend that will run, with its device: "reference-cpu", "fused-cpu", ... Never "auto".
+def resolve_backend(
+    backend: str, device: torch.device, dtype: torch.dtype, family: str, height: int, width: int
+) -> str:
+    """The backend that will run a readout family, with its device: "reference-cpu", "fused-cpu", ... Never "auto".
 
     "auto" is fused where it can run (compiling it at first use), else reference, and a warning is logged once that
     says why. Raises ValueError for a name that is not a backend, and for "fused" where it cannot run.
@@ -59,7 +57,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype, heig
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
     if backend != "reference":
-        reason = _why_not_fused(device, dtype, height, width)
+        reason = _why_not_fused(device, dtype, family, height, width)
         if reason is None:
             return f"fused-{device.type}"
         if backend == "fused":
@@ -111,6 +109,29 @@ def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, *, backend: str, dtype: 
     return reference.cntk_pass(x1, x2, job, dtype)
 
 
+def _write(x1: Tensor, x2: Tensor | None, job: Pass, out: Matrices, backend: str, dtype: torch.dtype) -> None:
+    """As `cntk_pass`, each kernel into a matrix (n1, n2)."""
+    if backend == "fused-cpu":
+        fused_cpu.write_pass(x1, x2, job, out)
+        return
+    values = cntk_pass(x1, x2, job, backend=backend, dtype=dtype)
+    for slot, name in enumerate(job.readouts):
+        for place, depth in enumerate(job.depths):
+            out[name, depth].copy_(values[slot, place])
+
+
+def _checked_out(out: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    if out is None:
+        return torch.empty(shape, dtype=torch.float64, device=device)
+    here = out.device.type == device.type and device.index in (None, out.device.index)
+    if out.shape != shape or out.dtype != torch.float64 or not here or out.stride(-1) != 1:
+        raise ValueError(
+            f"out must be a float64 tensor {shape} on {device} with contiguous rows, not {out.dtype} "
+            f"{tuple(out.shape)} on {out.device} with strides {out.stride()}"
+        )
+    return out
+
+
 def cntk(
     x1: Values,
     x2: Values | None = None,
@@ -122,6 +143,7 @@ def cntk(
     backend: str = "auto",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The exact kernels of infinitely wide ReLU CNNs with 3 x 3 filters (Arora et al. 2019, section 4).
 
@@ -137,10 +159,14 @@ def cntk(
         backend: "auto", "fused" or "reference".
         device: where to compute; None is x1's device.
         dtype: arithmetic, torch.float32 (the default) or torch.float64; sums over pixels are always float64.
+        out: where the result goes, of the shape, type and device below, its last dimension contiguous. The fused
+            kernels on a CPU write in place, with or without it: beside the result they hold 64 MiB of the images'
+            normalisers for each side, or those of 64 images.
 
     Returns (len(readouts), len(depths), n1, n2) in float64, on `device`, readouts and depths in the order given.
     Raises ValueError for malformed images, for those whose gradient is asked for (there is none), for depths below 2,
-    unknown names and devices, and where nothing would be trained; MemoryError where not even one pair fits.
+    unknown names and devices, where nothing would be trained, and for an `out` that does not fit; MemoryError where
+    not even one pair fits, or memory runs out.
     """
     depths, readouts = as_integers(depths, "depths"), as_names(readouts, "readouts")
     first, last = as_flag(train_first, "train_first"), as_flag(train_last, "train_last")
@@ -153,16 +179,20 @@ def cntk(
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
     jobs = plan_passes(depths, readouts, first, last)
-    resolved = resolve_backend(backend, target, dtype, x1.shape[2], x1.shape[3])
-    for name, x in (("x1", x1), ("x2", x2)):
-        if x is not None:
-            _require_range(x, name, resolved, dtype)
+    height, width = x1.shape[2:]
+    backends = [resolve_backend(backend, target, dtype, job.family, height, width) for job in jobs]
+    for job, resolved in zip(jobs, backends, strict=True):
+        require_memory(resolved, target, job.family, dtype, height, width)
+        for name, x in (("x1", x1), ("x2", x2)):
+            if x is not None:
+                _require_range(x, name, resolved, dtype)
+    shape = (len(readouts), len(depths), len(x1), len(x1 if x2 is None else x2))
+    out = _checked_out(out, shape, target)
     x1, x2 = x1.to(target), None if x2 is None else x2.to(target)
-    found = {}
-    for job in jobs:
-        require_memory(resolved, target, job.family, dtype, x1.shape[2], x1.shape[3])
-        values = cntk_pass(x1, x2, job, backend=resolved, dtype=dtype)
-        order = [job.depths.index(depth) for depth in depths]
-        for slot, name in enumerate(job.readouts):
-            found[name] = values[slot, order]
-    return torch.stack([found[name] for name in readouts])
+    matrices = {(r, d): out[i, j] for i, r in enumerate(readouts) for j, d in enumerate(depths)}
+    for job, resolved in zip(jobs, backends, strict=True):
+        _write(x1, x2, job, matrices, resolved, dtype)
+    for j, depth in enumerate(depths):
+        if depth in depths[j + 1 :]:  # asked for twice: the last of them was computed
+            out[:, j] = out[:, len(depths) - 1 - depths[::-1].index(depth)]
+    return out

@@ -1,12 +1,16 @@
 """Which kernels one pass of the recursion yields: a readout family, its depths and its trained end layers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 FAMILIES = ("vanilla", "gap")
 READOUTS = tuple(f + s for f in FAMILIES for s in ("", "-nngp"))
 # The paper's setting: vanilla trains every layer, global average pooling fixes the first and the last.
 TRAINED_BY_DEFAULT = {"vanilla": True, "gap": False}
+# The matrix (n1, n2) of a readout at a depth.
+Matrices = Mapping[tuple[str, int], Tensor]
 
 
 def family_of(readout: str) -> str:

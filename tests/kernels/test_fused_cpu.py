@@ -230,24 +230,24 @@ CPU = torch.device("cpu")
 
 def test_without_a_compiler_the_reference_is_used_and_said_once(no_compiler, caplog):
     with caplog.at_level(logging.WARNING):
-        names = [kernels.resolve_backend("auto", CPU, torch.float32, 8, 8) for _ in range(3)]
+        names = [kernels.resolve_backend("auto", CPU, torch.float32, "gap", 8, 8) for _ in range(3)]
     assert names == ["reference-cpu"] * 3
     assert len(caplog.messages) == 1
     assert "apt install g++" in caplog.messages[0]
     with pytest.raises(ValueError, match=r"apt install g\+\+"):
-        kernels.resolve_backend("fused", CPU, torch.float32, 8, 8)
+        kernels.resolve_backend("fused", CPU, torch.float32, "gap", 8, 8)
 
 
 def test_what_fused_does_not_cover_falls_back(caplog):
     warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert kernels.resolve_backend("auto", CPU, torch.float64, 8, 8) == "reference-cpu"
+        assert kernels.resolve_backend("auto", CPU, torch.float64, "gap", 8, 8) == "reference-cpu"
         assert not caplog.messages
-        assert kernels.resolve_backend("auto", CPU, torch.float32, 33, 33) == "reference-cpu"
+        assert kernels.resolve_backend("auto", CPU, torch.float32, "gap", 33, 33) == "reference-cpu"
         assert "33 x 33" in caplog.messages[0]
-    assert kernels.resolve_backend("auto", CPU, torch.float32, 64, 32) == "fused-cpu"
+    assert kernels.resolve_backend("auto", CPU, torch.float32, "gap", 64, 32) == "fused-cpu"
     with pytest.raises(ValueError, match="float32 only"):
-        kernels.resolve_backend("fused", CPU, torch.float64, 8, 8)
+        kernels.resolve_backend("fused", CPU, torch.float64, "gap", 8, 8)
 
 
 def test_the_sources_are_part_of_the_package():

@@ -1,8 +1,9 @@
 """Fused kernels: a whole offset plane stays close to the arithmetic from the first layer to the last.
 
-`arithmetic.h` is one recursion step for one lane type, shared by the loops over planes: `cpu.cpp`, with images and
-normalisers in `images.h`, and `gpu.cu`. float32 arithmetic with float64 sums and a float64 zero offset; any H x W with
-min(H, W) <= 32 and max(H, W) <= 64, any number of channels.
+`arithmetic.h` is one recursion step for one lane type, shared by the loops over planes. On a CPU (`cpu.cpp`) those are
+in `planes.h`, with images and normalisers in `images.h`, and `pooled.h` and `vanilla.h` lead pairs through them; on a
+GPU all is in `gpu.cu`. float32 arithmetic with float64 sums and a float64 zero offset; any number of channels, any
+H x W with min(H, W) <= 32 and max(H, W) <= 64, and on a CPU vanilla kernels of any size.
 """
 
 import torch
@@ -13,9 +14,16 @@ from exact_ntk.kernels.passes import Pass
 SHORT_SIDE, LONG_SIDE = 32, 64
 
 
-def covers(height: int, width: int) -> bool:
-    """Whether images of this size are covered."""
-    return min(height, width) <= SHORT_SIDE and max(height, width) <= LONG_SIDE
+def why_not(device: torch.device, family: str, height: int, width: int) -> str | None:
+    """Why there are no kernels of a readout family for images of this size on such a device, or None."""
+    if device.type not in ("cpu", "cuda"):
+        return f"there are no fused kernels for device {device.type}"
+    if min(height, width) <= SHORT_SIDE and max(height, width) <= LONG_SIDE:
+        return None
+    if device.type == "cpu" and family == "vanilla":
+        return None
+    which = "pooled kernels" if device.type == "cpu" else "kernels on a GPU"
+    return f"the fused {which} cover images up to {SHORT_SIDE} x {LONG_SIDE} pixels, not {height} x {width}"
 
 
 def values_of(sums: Tensor, job: Pass, pixels: int) -> Tensor:

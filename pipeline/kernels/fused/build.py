@@ -25,7 +25,17 @@ from exact_ntk.files import digest, write_atomic
 from exact_ntk.notices import warn_once
 
 HERE = Path(__file__).parent
-CPU_SOURCES = ("arithmetic.h", "call.h", "images.h", "exact.h", "planes.h", "output.h", "pooled.h", "vanilla.h", "cpu.cpp")
+CPU_SOURCES = (
+    "arithmetic.h",
+    "call.h",
+    "images.h",
+    "exact.h",
+    "planes.h",
+    "output.h",
+    "pooled.h",
+    "vanilla.h",
+    "cpu.cpp",
+)
 GPU_SOURCES = ("arithmetic.h", "gpu.cu")
 # Not -ffast-math: it turns NaN checks off, and a library linked with it flushes denormals in the whole process.
 FLAGS = (

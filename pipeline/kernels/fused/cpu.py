@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exact_ntk.kernels.fused import LONG_SIDE, SHORT_SIDE
 from exact_ntk.kernels.fused.build import CompileError, build_library, cache_folder
-from exact_ntk.kernels.passes import Pass
+from exact_ntk.kernels.passes import Matrices, Pass
 
 log = logging.getLogger("ntk")
 
@@ -27,7 +27,7 @@ def _library() -> ctypes.CDLL:
 def load(library: ctypes.CDLL) -> ctypes.CDLL:
     """Declare the functions of a compiled library."""
     floats, matrices = ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_void_p)
-    library.ntk_cntk.argtypes = [
+    arguments: Any = [
         ctypes.c_int,
         *[floats, ctypes.c_long] * 2,
         *[ctypes.c_int] * 5,
@@ -37,7 +37,7 @@ def load(library: ctypes.CDLL) -> ctypes.CDLL:
         ctypes.POINTER(ctypes.c_int),
         ctypes.POINTER(ctypes.c_long),
     ]
-    library.ntk_cntk.restype = ctypes.c_int
+    library.ntk_cntk.argtypes, library.ntk_cntk.restype = arguments, ctypes.c_int
     library.ntk_multiply_adds.argtypes, library.ntk_multiply_adds.restype = [ctypes.c_long], ctypes.c_double
     return library
 
@@ -86,57 +86,56 @@ def _floats(x: Tensor) -> ctypes._Pointer:
     return ctypes.cast(x.data_ptr(), ctypes.POINTER(ctypes.c_float))
 
 
-def _matrices(out: Tensor, job: Pass, readout: str) -> Any:
+def _addresses(out: Matrices, job: Pass, readout: str) -> Any:
     """For each layer the address of the matrix that its depth's values of a readout go to, or null."""
     addresses = (ctypes.c_void_p * (max(job.depths) - 1))()
-    if readout in job.readouts:
-        for slot, depth in enumerate(job.depths):
-            addresses[depth - 2] = out[job.readouts.index(readout), slot].data_ptr()
+    for depth in job.depths if readout in job.readouts else ():
+        addresses[depth - 2] = out[readout, depth].data_ptr()
     return addresses
 
 
-def cntk_pass(
-    x1: Tensor, x2: Tensor | None, job: Pass, library: ctypes.CDLL | None = None, *, out: Tensor | None = None
-) -> Tensor:
-    """One readout family at all depths: as `reference.cntk_pass`, float32 on the CPU, on torch's number of threads.
+def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, library: ctypes.CDLL | None = None) -> Tensor:
+    """One readout family at all depths: as `reference.cntk_pass`, float32 on the CPU."""
+    shape = (len(job.readouts), len(job.depths), len(x1), len(x1 if x2 is None else x2))
+    out = torch.empty(shape, dtype=torch.float64)
+    names = {(r, d): out[i, j] for i, r in enumerate(job.readouts) for j, d in enumerate(job.depths)}
+    write_pass(x1, x2, job, names, library)
+    return out
 
-    A pair's value depends on its two images alone: not on the block, the threads or the other images.
-    out: (readouts, depths, n1, n2) in float64, rows contiguous; written in place and returned.
-    An exception that a signal raises in the calling thread, such as KeyboardInterrupt, stops the computation. Raises
-    MemoryError.
+
+def write_pass(x1: Tensor, x2: Tensor | None, job: Pass, out: Matrices, library: ctypes.CDLL | None = None) -> None:
+    """One readout family at all depths, on torch's number of threads, each kernel into a float64 matrix (n1, n2).
+
+    The matrices' rows are contiguous, and as far apart in all of them. A pair's value depends on its two images alone:
+    not on the block, the threads or the other images. What a signal raises in the calling thread, such as
+    KeyboardInterrupt, stops the computation within a second. Raises MemoryError.
     """
     library = library or _library()
     a = _as_planes(x1)
     b = a if x2 is None else _as_planes(x2)
-    if out is None:
-        out = torch.empty((len(job.readouts), len(job.depths), len(a), len(b)), dtype=torch.float64)
-    assert out.stride(3) == 1
     stop, again = ctypes.c_int(0), ctypes.c_long()
-
-    def compute() -> int:
-        return library.ntk_cntk(
-            job.family == "gap",
-            _floats(a),
-            len(a),
-            _floats(b),
-            len(b),
-            x2 is None,
-            *a.shape[1:],
-            max(job.depths) - 1,
-            _matrices(out, job, job.family),
-            _matrices(out, job, f"{job.family}-nngp"),
-            out.stride(2),
-            job.train_first,
-            job.train_last,
-            torch.get_num_threads(),
-            ctypes.byref(stop),
-            ctypes.byref(again),
-        )
-
-    # Signals reach Python between two of its instructions only: the calling thread waits in one, another computes.
+    arguments = (
+        job.family == "gap",
+        _floats(a),
+        len(a),
+        _floats(b),
+        len(b),
+        x2 is None,
+        *a.shape[1:],
+        max(job.depths) - 1,
+        _addresses(out, job, job.family),
+        _addresses(out, job, f"{job.family}-nngp"),
+        out[job.readouts[0], job.depths[0]].stride(0),
+        job.train_first,
+        job.train_last,
+        torch.get_num_threads(),
+        ctypes.byref(stop),
+        ctypes.byref(again),
+    )
+    # Signals reach Python between two of its instructions only: this thread waits between them while another computes.
     with ThreadPoolExecutor(1) as pool:
         try:
-            status = pool.submit(compute).result()
+            status = pool.submit(library.ntk_cntk, *arguments).result()
         except BaseException:
             stop.value = 1
             raise
@@ -144,4 +143,3 @@ def cntk_pass(
         raise MemoryError(f"not enough memory for the {job.family} kernel of {len(a)} x {len(b)} images")
     if again.value:
         log.debug("%d nearly equal pairs were computed in float64", again.value)
-    return out
