@@ -1,6 +1,9 @@
 """The fused CPU kernels against the float64 reference: random, real and degenerate images, every flag, same bits."""
 
+import contextlib
 import logging
+import resource
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +28,7 @@ SHAPES = [(1, 1, 1), (2, 8, 8), (3, 5, 7), (1, 7, 1), (1, 1, 7), (1, 4, 40), (2,
 DEPTHS = (2, 3, 6, 21)
 # Measured: at most 5e-7 on real digits; the bound is what is aimed for.
 BOUND = 2e-6
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -141,6 +145,31 @@ def test_pixels_of_every_magnitude():
     assert largest_error(x.float(), None, depths=(3, 21), readouts=READOUTS) < BOUND
 
 
+# Over what one plane holds: no lane idle, some, a last vector of one pixel, transposed, one row, taller than 64.
+@pytest.mark.parametrize("shape", [(1, 40, 64), (2, 33, 33), (1, 70, 40), (1, 1, 200), (3, 100, 5)])
+@pytest.mark.parametrize("ends", ENDS)
+def test_vanilla_kernels_of_large_images_agree_with_the_reference(shape, ends):
+    x, y = degenerate(shape), images(2, shape, seed=1).float()
+    y[0] = x[2]
+    options = dict(readouts=("vanilla", "vanilla-nngp"), train_first=ends[0], train_last=ends[1])
+    assert kernels.resolve_backend("auto", CPU, torch.float32, "vanilla", *shape[1:]) == "fused-cpu"
+    assert largest_error(x, y, depths=(3, 6, 21), **options) < BOUND
+    assert largest_error(x, None, depths=(3, 21), **options) < BOUND
+    whole = fused(x, y, depths=(3, 21), **options)
+    assert torch.equal(fused(x[3:5], y, depths=(21,), **options)[:, 0], whole[:, 1, 3:5])
+    assert torch.equal(fused(x, y, depths=(21,), **{**options, "readouts": ("vanilla-nngp",)})[0, 0], whole[1, 1])
+
+
+def test_a_panel_of_images_makes_no_difference():
+    """More images than have their tables in memory at once, for one matrix and for a symmetric one."""
+    x = images(115, (1, 40, 40)).float()  # tables of 0.62 MB each at depth 41, and 64 MiB hold 107
+    options = dict(depths=(3, 41), readouts=("vanilla",))
+    square = fused(x, **options)
+    assert torch.equal(square, square.mT)
+    assert torch.equal(fused(x[:3], x, **options), square[:, :, :3])
+    assert torch.equal(fused(x, x[105:], **options), square[:, :, :, 105:])
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7)])
 def test_same_bits_for_any_tile_and_thread_count(shape):
     x, y = degenerate(shape), torch.cat([degenerate(shape, 1), images(9, shape, seed=2).float()])
@@ -225,9 +254,6 @@ def no_compiler(monkeypatch, tmp_path):
         cache.cache_clear()
 
 
-CPU = torch.device("cpu")
-
-
 def test_without_a_compiler_the_reference_is_used_and_said_once(no_compiler, caplog):
     with caplog.at_level(logging.WARNING):
         names = [kernels.resolve_backend("auto", CPU, torch.float32, "gap", 8, 8) for _ in range(3)]
@@ -253,6 +279,78 @@ def test_what_fused_does_not_cover_falls_back(caplog):
 def test_the_sources_are_part_of_the_package():
     for name in build.CPU_SOURCES:
         assert (Path(kernels.__file__).parent / "fused" / name).is_file()
+
+
+def test_a_kernel_goes_where_it_is_told():
+    x, y = images(5, (1, 4, 4)).float(), images(3, (1, 4, 4), seed=1).float()
+    options = dict(depths=(6, 3, 6), readouts=("gap", "vanilla"))
+    expected = fused(x, y, **options)
+    assert torch.equal(expected[:, 0], expected[:, 2])
+    assert torch.equal(expected, fused(x, y, depths=(3, 6), readouts=("vanilla", "gap"))[[1, 0]][:, [1, 0, 1]])
+    matrix = torch.full((2, 3, 9, 7), torch.nan, dtype=torch.float64)
+    out = matrix[:, :, 2:7, 1:4]
+    assert fused(x, y, out=out, **options) is out
+    assert torch.equal(out, expected)
+    assert int(matrix.isfinite().sum()) == expected.numel()
+    matrix.fill_(torch.nan)
+    fused(x, out=matrix[:1, :1, :5, :5], depths=(3,), readouts=("vanilla",))
+    assert int(matrix.isfinite().sum()) == 25
+    for wrong in (out[:1], out.float(), torch.empty(2, 3, 3, 5, dtype=torch.float64).mT):
+        with pytest.raises(ValueError, match="out must be a float64 tensor"):
+            fused(x, y, out=wrong, **options)
+    reference = cntk(x, y, backend="reference", out=torch.empty_like(expected), **options)
+    assert torch.equal(reference, cntk(x, y, backend="reference", **options))
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_a_signal_stops_a_kernel_that_is_being_computed():
+    """Minutes of work, of which some is left undone."""
+
+    def stop(*_):
+        raise StoppedError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    x = images(1000, (1, 32, 32)).float()
+    try:
+        for family in ("vanilla", "gap"):
+            out = torch.full((1, 1, len(x), len(x)), torch.nan, dtype=torch.float64)
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(StoppedError):
+                fused(x, out=out, depths=(101,), readouts=(family,))
+            assert not bool(out.isfinite().all())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def memory_left(count: int):
+    """Let this process map only so many bytes more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_a_kernel_takes_little_more_memory_than_its_result():
+    x = images(3000, (1, 2, 2)).float()
+    options = dict(depths=(3,), readouts=("vanilla", "vanilla-nngp"))
+    fused(x[:2], **options)
+    result = 2 * len(x) ** 2 * 8
+    with memory_left(int(2.4 * result)):
+        assert fused(x, **options).shape == (2, 1, 3000, 3000)
+
+
+def test_lack_of_memory_is_a_memory_error():
+    x = images(64, (1, 64, 64)).float()
+    with memory_left(300_000_000), pytest.raises(MemoryError, match="not enough memory for the vanilla kernel of 64 x"):
+        fused(x, depths=(301,), readouts=("vanilla",))
 
 
 def alike() -> torch.Tensor:
