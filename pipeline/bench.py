@@ -34,7 +34,7 @@ Compute = Callable[[Tensor, Tensor, Pass], Tensor]
 
 
 def _backends(device: torch.device) -> dict[str, Compute]:
-    names = {resolve_backend(name, device, torch.float32, "gap", 32, 32) for name in ("auto", "reference")}
+    names = {resolve_backend(name, device, torch.float32, 32, 32, "gap") for name in ("auto", "reference")}
     found: dict[str, Compute] = {
         name: functools.partial(cntk_pass, backend=name, dtype=torch.float32) for name in sorted(names)
     }
@@ -64,7 +64,7 @@ def _pairs_per_second(
 
 
 def _limit(device: torch.device) -> dict[str, float] | None:
-    backend = resolve_backend("auto", device, torch.float32, "gap", 32, 32)
+    backend = resolve_backend("auto", device, torch.float32, 32, 32, "gap")
     if backend == "fused-cpu":
         issue = fused_cpu.multiply_adds_per_second(torch.get_num_threads())
     elif backend == "fused-cuda":

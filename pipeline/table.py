@@ -68,7 +68,7 @@ class Table:
         families = dict.fromkeys(c.readout for c in self.config.columns if isinstance(c, KernelColumn))
         try:
             return {
-                family: resolve_backend(gram.backend, self.device, DTYPES[gram.dtype], family, height, width)
+                family: resolve_backend(gram.backend, self.device, DTYPES[gram.dtype], height, width, family)
                 for family in families
             }
         except ValueError as error:

@@ -47,7 +47,7 @@ def _why_not_fused(device: torch.device, dtype: torch.dtype, family: str, height
 
 
 def resolve_backend(
-    backend: str, device: torch.device, dtype: torch.dtype, family: str, height: int, width: int
+    backend: str, device: torch.device, dtype: torch.dtype, height: int, width: int, family: str = "vanilla"
 ) -> str:
     """The backend that will run a readout family, with its device: "reference-cpu", "fused-cpu", ... Never "auto".
 
@@ -180,7 +180,7 @@ def cntk(
         raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
     jobs = plan_passes(depths, readouts, first, last)
     height, width = x1.shape[2:]
-    backends = [resolve_backend(backend, target, dtype, job.family, height, width) for job in jobs]
+    backends = [resolve_backend(backend, target, dtype, height, width, job.family) for job in jobs]
     for job, resolved in zip(jobs, backends, strict=True):
         require_memory(resolved, target, job.family, dtype, height, width)
         for name, x in (("x1", x1), ("x2", x2)):

@@ -152,7 +152,7 @@ def test_vanilla_kernels_of_large_images_agree_with_the_reference(shape, ends):
     x, y = degenerate(shape), images(2, shape, seed=1).float()
     y[0] = x[2]
     options = dict(readouts=("vanilla", "vanilla-nngp"), train_first=ends[0], train_last=ends[1])
-    assert kernels.resolve_backend("auto", CPU, torch.float32, "vanilla", *shape[1:]) == "fused-cpu"
+    assert kernels.resolve_backend("auto", CPU, torch.float32, *shape[1:], "vanilla") == "fused-cpu"
     assert largest_error(x, y, depths=(3, 6, 21), **options) < BOUND
     assert largest_error(x, None, depths=(3, 21), **options) < BOUND
     whole = fused(x, y, depths=(3, 21), **options)
@@ -256,24 +256,24 @@ def no_compiler(monkeypatch, tmp_path):
 
 def test_without_a_compiler_the_reference_is_used_and_said_once(no_compiler, caplog):
     with caplog.at_level(logging.WARNING):
-        names = [kernels.resolve_backend("auto", CPU, torch.float32, "gap", 8, 8) for _ in range(3)]
+        names = [kernels.resolve_backend("auto", CPU, torch.float32, 8, 8, "gap") for _ in range(3)]
     assert names == ["reference-cpu"] * 3
     assert len(caplog.messages) == 1
     assert "apt install g++" in caplog.messages[0]
     with pytest.raises(ValueError, match=r"apt install g\+\+"):
-        kernels.resolve_backend("fused", CPU, torch.float32, "gap", 8, 8)
+        kernels.resolve_backend("fused", CPU, torch.float32, 8, 8, "gap")
 
 
 def test_what_fused_does_not_cover_falls_back(caplog):
     warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert kernels.resolve_backend("auto", CPU, torch.float64, "gap", 8, 8) == "reference-cpu"
+        assert kernels.resolve_backend("auto", CPU, torch.float64, 8, 8, "gap") == "reference-cpu"
         assert not caplog.messages
-        assert kernels.resolve_backend("auto", CPU, torch.float32, "gap", 33, 33) == "reference-cpu"
+        assert kernels.resolve_backend("auto", CPU, torch.float32, 33, 33, "gap") == "reference-cpu"
         assert "33 x 33" in caplog.messages[0]
-    assert kernels.resolve_backend("auto", CPU, torch.float32, "gap", 64, 32) == "fused-cpu"
+    assert kernels.resolve_backend("auto", CPU, torch.float32, 64, 32, "gap") == "fused-cpu"
     with pytest.raises(ValueError, match="float32 only"):
-        kernels.resolve_backend("fused", CPU, torch.float64, "gap", 8, 8)
+        kernels.resolve_backend("fused", CPU, torch.float64, 8, 8, "gap")
 
 
 def test_the_sources_are_part_of_the_package():

@@ -236,24 +236,24 @@ def test_without_the_cuda_extra_the_reference_is_used_and_said_once(missing, fre
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
     monkeypatch.setitem(sys.modules, missing, None)
     with caplog.at_level(logging.WARNING):
-        names = [kernels.resolve_backend("auto", GPU, torch.float32, "gap", 8, 8) for _ in range(3)]
+        names = [kernels.resolve_backend("auto", GPU, torch.float32, 8, 8, "gap") for _ in range(3)]
     assert names == ["reference-cuda"] * 3
     assert len(caplog.messages) == 1
     assert "pip install cuda-core cuda-bindings nvidia-cuda-nvrtc" in caplog.messages[0]
     with pytest.raises(ValueError, match="cuda-core"):
-        kernels.resolve_backend("fused", GPU, torch.float32, "gap", 8, 8)
+        kernels.resolve_backend("fused", GPU, torch.float32, 8, 8, "gap")
 
 
 def test_without_a_driver_the_reference_is_used(fresh, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="no NVIDIA driver"):
-        kernels.resolve_backend("fused", GPU, torch.float32, "gap", 8, 8)
-    assert kernels.resolve_backend("auto", GPU, torch.float32, "gap", 8, 8) == "reference-cuda"
+        kernels.resolve_backend("fused", GPU, torch.float32, 8, 8, "gap")
+    assert kernels.resolve_backend("auto", GPU, torch.float32, 8, 8, "gap") == "reference-cuda"
 
 
 def test_the_gpu_backend_is_the_one_dispatched_to(fresh, monkeypatch):
     monkeypatch.setattr(gpu, "unavailable", lambda *_: None)
-    assert kernels.resolve_backend("auto", GPU, torch.float32, "gap", 8, 8) == "fused-cuda"
+    assert kernels.resolve_backend("auto", GPU, torch.float32, 8, 8, "gap") == "fused-cuda"
     monkeypatch.setattr(gpu, "cntk_pass", lambda *arguments: arguments)
     assert kernels.cntk_pass(1, 2, 3, backend="fused-cuda", dtype=torch.float32) == (1, 2, 3)
 

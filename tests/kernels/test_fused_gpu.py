@@ -27,7 +27,7 @@ def error(x, y, **options) -> float:
 
 
 def test_auto_is_fused():
-    assert kernels.resolve_backend("auto", GPU, torch.float32, "gap", 32, 32) == "fused-cuda"
+    assert kernels.resolve_backend("auto", GPU, torch.float32, 32, 32, "gap") == "fused-cuda"
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (1, 40, 31)])

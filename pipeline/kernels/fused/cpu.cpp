@@ -14,7 +14,7 @@ long panels(Call& call, const float* x1, long n1, const float* x2, long n2, cons
             const Output& out, Family family) {
     const long panel = std::max<long>(PANEL_IMAGES, PANEL_BYTES / (shape.image_floats() * sizeof(float)) * slots);
     long again = 0;
-    for (long i = 0; i < n1; i += panel) {
+    for (long i = 0; i < n1 && call.goes_on(); i += panel) {
         const Images first(call, x1, i, std::min(panel, n1 - i), shape, 1);
         for (long j = 0; j < n2 && call.goes_on(); j += panel) {
             if (!out.wanted(std::min(i + panel, n1) - 1, j)) break;
