@@ -42,7 +42,7 @@ def _read(config: str) -> tuple[Any, Path]:
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"))
         if isinstance(tree, dict):
-            tree = {key: value for key, value in tree.items() if not str(key).startswith(ASIDE)}
+            tree = {key: value for key, value in tree.items() if not (isinstance(key, str) and key.startswith(ASIDE))}
         return as_json(tree), path
     except FileNotFoundError:
         close = _likely(path)

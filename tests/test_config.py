@@ -158,6 +158,8 @@ columns:
         (PLAIN.replace("n: 20", "n: 2024-13-99"), r"columns\.0\.train\.n: 2024-13-99 is a date in YAML"),
         (PLAIN.replace("[3]", "!!set {3}"), r"columns\.0\.depths: this is a set in YAML"),
         (PLAIN.replace("plain", "!!binary aGk="), "name: aGk= is binary data"),
+        (PLAIN + "2024-01-31: x", "written.yaml: 2024-01-31 is a date in YAML"),
+        (PLAIN + "order: {1: 2}", r"order\.1: unknown key"),
         (PLAIN + "order: &o {seed: *o}", r"order\.seed: holds itself"),
         (PLAIN.replace("plain", "010"), "name: .*valid string, not 10: put it in quotes"),
         (PLAIN.replace("n: 20", "n: 1:30"), r"columns\.0\.train\.n: .*integer"),

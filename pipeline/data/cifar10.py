@@ -29,7 +29,7 @@ OTHERS = {
     "cifar-10-batches-mat": f"the MATLAB version; {PYTHON_VERSION}",
     "cifar-10-matlab*": f"the MATLAB version; {PYTHON_VERSION}",
     "cifar-100*": "CIFAR-100, another data set",
-    "*.npz": "for an npz archive set data: {dataset: npz, path: ...}",
+    "*.npz": "an npz archive, which data: {dataset: npz, path: ...} reads",
     "*.parquet": f"the Parquet version; {PYTHON_VERSION}",
     "train.7z": f"Kaggle's version; {PYTHON_VERSION}",
     "trainLabels.csv": f"Kaggle's version; {PYTHON_VERSION}",
@@ -61,14 +61,15 @@ def download_cifar10(root: Path) -> None:
         with _patience(SECONDS_OF_SILENCE):
             CIFAR10(str(root), download=True)
     except (OSError, RuntimeError, ValueError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
-        why = _why_no_download(root / ARCHIVE, error)
+        why = _why_no_download(root, error)
         raise DataError(f"cannot download CIFAR-10 into {root.absolute()} ({_brief(error)}): {why}") from error
 
 
-def _why_no_download(archive: Path, error: Exception) -> str:
+def _why_no_download(root: Path, error: Exception) -> str:
     """What to do about it; an archive that the network has just answered, and is none, is removed."""
     if getattr(error, "errno", None) in CANNOT_WRITE:
         return "make that folder writable, or set data.root"
+    archive = root / ARCHIVE
     there = archive.is_file()
     if there and _archive_is_whole(archive):
         return f"{ARCHIVE} is there and whole, but is not extracted: run tar -xzf {ARCHIVE} there"
@@ -78,7 +79,8 @@ def _why_no_download(archive: Path, error: Exception) -> str:
         return f"what came is {what}: check the network and its proxy, or put {ARCHIVE} there yourself"
     if there:
         return f"{ARCHIVE} there is {_damage(archive)}: delete it and run this again"
-    return f"check the network, or put {ARCHIVE} there yourself and run this again"
+    known = _known(root)
+    return f"{f'{known}; ' if known else ''}check the network, or put {ARCHIVE} there yourself and run this again"
 
 
 @contextmanager
@@ -101,18 +103,18 @@ def _archive_is_whole(path: Path) -> bool:
     return bool(check_integrity(str(path), CIFAR10.tgz_md5))
 
 
-def _size(path: Path) -> str:
-    size = path.stat().st_size
+def _size(size: int) -> str:
     return next((f"{size / unit:.3g} {name}" for unit, name in ((1e6, "MB"), (1e3, "kB")) if size >= unit), f"{size} B")
 
 
 def _damage(archive: Path) -> str:
     """What an archive is whose checksum differs."""
+    size = archive.stat().st_size
     with archive.open("rb") as file:
         if file.read(256).lstrip()[:1] == b"<":
-            return f"a web page ({_size(archive)})"
-    if archive.stat().st_size < ARCHIVE_BYTES:
-        return f"incomplete ({_size(archive)} of 170 MB, the checksum differs)"
+            return f"a web page ({_size(size)})"
+    if size < ARCHIVE_BYTES:
+        return f"incomplete ({_size(size)} of {_size(ARCHIVE_BYTES)}, the checksum differs)"
     return "damaged (the checksum differs)"
 
 
@@ -121,16 +123,20 @@ def _what_is_there(root: Path) -> str:
     if not root.exists():
         return "there is no such folder: run `ntk download`, or set data.root"
     if not root.is_dir():
-        return f"that is a file: data.root should be the folder that holds {FOLDER} or {ARCHIVE}, here {root.parent}"
+        return (
+            f"that is a file: data.root should be the folder that holds {FOLDER} or {ARCHIVE}, here "
+            f"{root.absolute().parent}"
+        )
     if inside := _is_batches(root):
         return inside
-    if (root / FOLDER).is_dir() and not _nearby(root):
-        return f"of {FOLDER}, {_first_bad_file(root / FOLDER)}: delete that folder and run `ntk download`"
     if (root / ARCHIVE).is_file():
         if _archive_is_whole(root / ARCHIVE):
             return f"{ARCHIVE} is there but not extracted: run `ntk download`, which needs no network for that"
         return f"{ARCHIVE} there is {_damage(root / ARCHIVE)}: delete it and run `ntk download`"
-    return _elsewhere(root)
+    names = sorted(path.name for path in root.iterdir())
+    listed = ", ".join(names[:MOST_LISTED]) + (", ..." if len(names) > MOST_LISTED else "")
+    known = _known(root) or f"the folder holds {listed or 'nothing'}, not {FOLDER}"
+    return f"{known} (`ntk download` fetches it)"
 
 
 def _first_bad_file(folder: Path) -> str:
@@ -139,7 +145,7 @@ def _first_bad_file(folder: Path) -> str:
         if not path.is_file():
             return f"{name} is missing"
         if not check_integrity(str(path), md5):
-            return f"{name} is damaged ({_size(path)}, the checksum differs)"
+            return f"{name} is damaged ({_size(path.stat().st_size)}, the checksum differs)"
     return "a file cannot be read"
 
 
@@ -148,7 +154,7 @@ def _is_batches(root: Path) -> str | None:
     if not any((root / name).exists() for name, _ in FILES):
         return None
     if root.absolute().name == FOLDER:
-        return f"data.root should be the folder that holds {FOLDER}, here {root.parent}"
+        return f"data.root should be the folder that holds {FOLDER}, here {root.absolute().parent}"
     return f"its files lie in data.root itself: data.root should be a folder that holds them in one called {FOLDER}"
 
 
@@ -157,21 +163,21 @@ def _nearby(root: Path) -> Path | None:
     return next((p.parent for pattern in (f"*/{FOLDER}", f"*/{ARCHIVE}") for p in sorted(root.glob(pattern))), None)
 
 
-def _elsewhere(root: Path) -> str:
-    """Advice where neither the folder nor the archive is in the root: other names, places and versions."""
+def _known(root: Path) -> str | None:
+    """What is there instead: damaged, elsewhere, under another name, another version; None for nothing of the kind."""
     if nearby := _nearby(root):
         return f"it is in {nearby}: set data.root to that"
-    for pattern in ("cifar-10-python*", f"{FOLDER}*", "*.tar.gz", "*.tgz", "*.tar"):
+    if (root / FOLDER).is_dir():
+        return f"of {FOLDER}, {_first_bad_file(root / FOLDER)}"
+    for pattern in ("cifar-10-python*", f"{FOLDER}*", "*.tar.gz", "*.tgz"):
         for path in sorted(root.glob(pattern)):
-            if path.is_file() and _archive_is_whole(path):
-                return f"{path.name} is it under another name: rename it to {ARCHIVE} and run `ntk download`"
-            if path.is_file() and path.name.startswith("cifar-10-python") and path.suffix == ".tar":
+            if path.name.endswith(".tar"):
                 return f"{path.name} is not extracted: run tar -xf {path.name} there"
+            if path.is_file() and path.stat().st_size == ARCHIVE_BYTES and _archive_is_whole(path):
+                return f"{path.name} is it under another name: rename it to {ARCHIVE}"
     for pattern, what in OTHERS.items():
-        for path in sorted(root.glob(pattern)):
-            return f"{path.name} is {what}: run `ntk download`" if "npz" not in pattern else f"{path.name}: {what}"
+        if found := sorted(root.glob(pattern)):
+            return f"{found[0].name} is {what}"
     if any((root.absolute().parent / name).exists() for name in (FOLDER, ARCHIVE)):
         return f"it is in {root.absolute().parent}: set data.root to that"
-    names = sorted(path.name for path in root.iterdir())
-    listed = ", ".join(names[:MOST_LISTED]) + (", ..." if len(names) > MOST_LISTED else "")
-    return f"the folder holds {listed or 'nothing'}: run `ntk download`, or set data.root to the folder of {FOLDER}"
+    return None

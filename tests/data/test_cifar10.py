@@ -36,6 +36,7 @@ def small(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums["batches.meta"]})
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5((made / ARCHIVE).read_bytes()).hexdigest())
     monkeypatch.setattr(cifar10, "FILES", tuple(sums.items()))
+    monkeypatch.setattr(cifar10, "ARCHIVE_BYTES", (made / ARCHIVE).stat().st_size)
     return made
 
 
@@ -59,11 +60,11 @@ def test_what_is_whole_is_read(small: Path):
 SITUATIONS = {
     "a batch cut short": (
         lambda made, root: (made / FOLDER / "data_batch_3").write_bytes(b"half") and move(made / FOLDER, root / FOLDER),
-        r"of cifar-10-batches-py, data_batch_3 is damaged \(4 B, the checksum differs\): delete that folder",
+        r"of cifar-10-batches-py, data_batch_3 is damaged \(4 B, the checksum differs\) \(`ntk download`",
     ),
     "a batch missing": (
         lambda made, root: (made / FOLDER / "test_batch").unlink() or move(made / FOLDER, root / FOLDER),
-        "of cifar-10-batches-py, test_batch is missing: delete that folder and run `ntk download`",
+        r"of cifar-10-batches-py, test_batch is missing \(`ntk download` fetches it\)",
     ),
     "not extracted": (
         lambda made, root: move(made / ARCHIVE, root / ARCHIVE),
@@ -71,7 +72,7 @@ SITUATIONS = {
     ),
     "an archive cut short": (
         lambda made, root: (root / ARCHIVE).write_bytes(b"x" * 5000),
-        r"cifar-10-python\.tar\.gz there is incomplete \(5 kB of 170 MB, the checksum differs\): delete it and run",
+        r"cifar-10-python\.tar\.gz there is incomplete \(5 kB of .* kB, the checksum differs\): delete it and run",
     ),
     "under another name": (
         lambda made, root: move(made / ARCHIVE, root / "cifar-10-python (1).tar.gz"),
@@ -102,16 +103,16 @@ SITUATIONS = {
     "the MATLAB version": (lambda made, root: (root / "cifar-10-matlab.tar.gz").touch(), "is the MATLAB version"),
     "CIFAR-100": (lambda made, root: (root / "cifar-100-python").mkdir(), "is CIFAR-100, another data set"),
     "Kaggle's": (lambda made, root: (root / "trainLabels.csv").touch(), "is Kaggle's version"),
-    "an npz": (lambda made, root: (root / "c.npz").touch(), r"c\.npz: for an npz archive set data: {dataset: npz"),
+    "an npz": (lambda made, root: (root / "c.npz").touch(), r"c\.npz is an npz archive, which data: {dataset: npz"),
     "an unpacked tar": (
         lambda made, root: (root / "cifar-10-python.tar").touch(),
         r"is not extracted: run tar -xf cifar-10-python\.tar",
     ),
     "something else": (
         lambda made, root: (root / "notes.txt").touch(),
-        r"the folder holds notes\.txt: run `ntk download`",
+        r"the folder holds notes\.txt, not .* \(`ntk download` fetches it\)",
     ),
-    "nothing": (lambda made, root: None, "the folder holds nothing: run `ntk download`"),
+    "nothing": (lambda made, root: None, r"the folder holds nothing, not .* \(`ntk download` fetches it\)"),
     "no folder": (lambda made, root: root.rmdir(), "there is no such folder: run `ntk download`"),
     "a file": (lambda made, root: root.rmdir() or root.touch(), r"that is a file: data\.root should be the folder"),
 }
@@ -151,6 +152,16 @@ def test_without_a_network_it_says_so_and_what_is_there(root: Path, monkeypatch)
         download_cifar10(root)
     (root / ARCHIVE).write_bytes(b"x" * 5000)
     with pytest.raises(DataError, match=r"there is incomplete \(5 kB of 170 MB, the checksum differs\): delete it and"):
+        download_cifar10(root)
+
+
+def test_without_a_network_a_folder_that_is_damaged_or_of_another_version_is_named_too(root: Path, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    (root / "cifar-10-matlab.tar.gz").touch()
+    with pytest.raises(DataError, match=r"cifar-10-matlab\.tar\.gz is the MATLAB version.*; check the network"):
+        download_cifar10(root)
+    (root / FOLDER).mkdir()
+    with pytest.raises(DataError, match=rf"of {FOLDER}, data_batch_1 is missing; check the network"):
         download_cifar10(root)
 
 
