@@ -18,17 +18,22 @@ from tqdm import tqdm
 
 log = logging.getLogger("ntk")
 STAGES = "run|download|compute-gram|solve|train-cnn|report|status"
-NO_RUNS, WITH_RESULTS = ("download",), ("run", "report")
+NO_RUNS, WITH_RESULTS, WITH_MEMORY = ("download",), ("run", "report"), ("run", "solve")
 
-_typed: tuple[str, tuple[str, ...], Path | None, Path | None, str | None] | None = None
+_typed: tuple[str, tuple[str, ...], Path | None, Path | None, str | None, str | None] | None = None
 
 
 def remember(
-    config: str, overrides: list[str], runs: Path | None, results: Path | None, device: str | None = None
+    config: str,
+    overrides: list[str],
+    runs: Path | None,
+    results: Path | None,
+    device: str | None = None,
+    memory: str | None = None,
 ) -> None:
-    """What the user typed after the command; runs, results, device: None where they are the defaults."""
+    """What the user typed after the command; runs, results, device, memory: None where they are the defaults."""
     global _typed
-    _typed = config, tuple(overrides), runs, results, device
+    _typed = config, tuple(overrides), runs, results, device, memory
 
 
 def pasteable(text: str) -> str:
@@ -40,7 +45,7 @@ def _in_full(match: re.Match) -> str:
     command, options = match[1], match[2].split()
     if _typed is None:
         return match[0]
-    config, overrides, runs, results, device = _typed
+    config, overrides, runs, results, device, memory = _typed
     words = [*options, config, *(word for o in overrides for word in ("--set", o))]
     if runs is not None and command not in NO_RUNS:
         words += ["--runs", str(runs)]
@@ -48,6 +53,8 @@ def _in_full(match: re.Match) -> str:
         words += ["--results", str(results)]
     if device is not None and command not in NO_RUNS:
         words += ["--device", device]
+    if memory is not None and command in WITH_MEMORY:
+        words += ["--memory", memory]
     return f"`ntk {command} {shlex.join(words)}`"
 
 

@@ -82,6 +82,15 @@ Results = Annotated[
     Path, typer.Option(help="Root of the small files: tables, figures, provenance.", callback=_expanded)
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU where there is one.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="What a solve may take, for instance 8GB; by default 80 % of the machine's, its cgroup's or the GPU's "
+        "memory. It decides what is in memory and what in files, and no result.",
+        show_default=False,
+    ),
+]
 RUNS, RESULTS = Path("runs"), Path("results")
 
 
@@ -108,9 +117,10 @@ def run(
     runs: Runs = RUNS,
     results: Results = RESULTS,
     device: Device = "auto",
+    memory: Memory = None,
 ) -> None:
     """Run every stage in order, skipping what is done: download, compute-gram, solve, train-cnn, report."""
-    _stages().begin(config, overrides, runs, results, device).run()
+    _stages().begin(config, overrides, runs, results, device, memory=memory).run()
 
 
 @app.command()
@@ -142,10 +152,17 @@ def compute_gram(
 
 @app.command()
 def solve(
-    config: ConfigName = "digits", overrides: Overrides = None, runs: Runs = RUNS, device: Device = "auto"
+    config: ConfigName = "digits",
+    overrides: Overrides = None,
+    runs: Runs = RUNS,
+    device: Device = "auto",
+    memory: Memory = None,
 ) -> None:
-    """Kernel regression in float64 for every cell of the kernel columns; predictions are saved."""
-    _stages().begin(config, overrides, runs, RESULTS, device).solve()
+    """Kernel regression in float64 for every cell of the kernel columns; predictions are saved.
+
+    Memory, disk and time are said first. A large factorisation goes on where it was interrupted.
+    """
+    _stages().begin(config, overrides, runs, RESULTS, device, memory=memory).solve()
 
 
 @app.command("train-cnn")

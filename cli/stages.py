@@ -17,6 +17,7 @@ from exact_ntk.device import keep_to_cores, resolve_device
 from exact_ntk.draws import load_images
 from exact_ntk.errors import Incomplete, NtkError
 from exact_ntk.files import require_writable, write_json
+from exact_ntk.memory import default_memory, parse_bytes
 from exact_ntk.workspace import Workspace, open_workspace
 
 if TYPE_CHECKING:
@@ -31,28 +32,39 @@ log = logging.getLogger("ntk")
 
 
 def begin(
-    config: str, overrides: list[str] | None, runs: Path, results: Path, device: str, quiet: bool = False
+    config: str,
+    overrides: list[str] | None,
+    runs: Path,
+    results: Path,
+    device: str,
+    quiet: bool = False,
+    memory: str | None = None,
 ) -> "Session":
-    """Check the config and the device; print the resolved config."""
+    """Check the config and the options; print the resolved config."""
     workspace = open_workspace(config, overrides or [], runs, results)
     runs_typed, results_typed = None if runs == RUNS else runs, None if results == RESULTS else results
-    remember(config, overrides or [], runs_typed, results_typed, None if device == "auto" else device)
+    remember(config, overrides or [], runs_typed, results_typed, None if device == "auto" else device, memory)
     chosen = resolve_device(device)
     keep_to_cores()
+    budget = default_memory(chosen) if memory is None else parse_bytes(memory, "--memory")
     if chosen.type == "cpu":
         # Every core, but only what nobody else asks of it: a laptop stays usable for the hours of a Gram matrix.
         os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     if not quiet:
         log.info(f"# {config}, resolved, on {chosen}\n{workspace.yaml}")
-    return Session(workspace, chosen)
+    return Session(workspace, chosen, budget)
 
 
 @dataclass(frozen=True)
 class Session:
-    """A workspace on a device, and the stages a command can ask of it; its table is made when first asked for."""
+    """A workspace on a device, and the stages a command can ask of it; its table is made when first asked for.
+
+    memory: bytes that a solve may take.
+    """
 
     workspace: Workspace
     device: torch.device
+    memory: int
 
     @cached_property
     def table(self) -> "Table":
@@ -132,7 +144,7 @@ class Session:
 
         table, start = self.table, time.perf_counter()
         cells = [cell for cell in table.kernel_cells if column in (None, cell.name)]
-        solved = solve_cells(cells, self.device)
+        solved = solve_cells(cells, self.device, self.memory)
         if solved:
             seconds = round(time.perf_counter() - start, 2)
             add_provenance(self.workspace.run, "solve", self.device, systems=solved, seconds=seconds)

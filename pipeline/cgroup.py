@@ -66,6 +66,15 @@ def _statistic(group: Path, names: tuple[str, ...]) -> int:
     return next((int(found[name]) for name in names if name in found), 0)
 
 
+def memory_limit(root: Path = ROOT) -> int:
+    """Bytes that the process may ever have: of the machine's, what its groups let it have."""
+    most = [int(line.split()[1]) * 1024 for line in _lines(root / "proc/meminfo") if line.startswith("MemTotal:")]
+    for group in _groups("memory", root):
+        limits = (_number(group / name) for name in ("memory.max", "memory.limit_in_bytes"))
+        most += [limit for limit in limits if limit is not None]
+    return min(most, default=sys.maxsize)
+
+
 def available_memory(root: Path = ROOT) -> int:
     """Bytes that the process can still get without swapping or being killed."""
     free = [int(line.split()[1]) * 1024 for line in _lines(root / "proc/meminfo") if line.startswith("MemAvailable:")]

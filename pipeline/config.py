@@ -91,10 +91,15 @@ class Order(_Model):
 
 
 class Gram(_Model):
-    """How Gram matrices are computed: backend, arithmetic, and the side of a tile in images (auto: half a minute)."""
+    """How Gram matrices are computed and kept.
+
+    dtype: of the arithmetic.  store: of the values on disk; float32 halves that.  tile: its side in images (auto: half
+    a minute of work).
+    """
 
     backend: Literal["auto", "fused", "reference"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
+    store: Literal["float32", "float64"] = "float64"
     tile: Annotated[int | Literal["auto"], PlainValidator(_tile)] = "auto"
 
 

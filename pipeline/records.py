@@ -57,17 +57,17 @@ class EarlyStoppedCell(EarlyStopped):
 class DrawRecord(_Record):
     """Kernel regression on one draw.
 
-    residual: |K alpha - y| / |y|.  largest_eigenvalue, smallest_eigenvalue: estimates for what was solved, ridge
-    included, in absolute value; condition: their ratio, None where it is not finite.
+    residual: |K alpha - y| / |y|.  one_norm, inverse_one_norm: the 1-norm of what was solved, ridge included, and an
+    estimate from below of its inverse's; one_norm_condition: their product, None where it is not finite.
     indefinite: the order of the first leading minor that is not positive, or None.  overlaps: whether the draw shares
     training images with another.
     """
 
     accuracy: float
     residual: float
-    largest_eigenvalue: float
-    smallest_eigenvalue: float | None
-    condition: float | None
+    one_norm: float
+    inverse_one_norm: float | None
+    one_norm_condition: float | None
     indefinite: int | None
     overlaps: bool
     early_stopping: EarlyStopped | None
@@ -100,6 +100,7 @@ class KernelRecord(_CellRecord):
     indefinite: bool
     backend: str
     dtype: str
+    stored: str
     dropped_duplicates: int
     by_draw: list[DrawRecord]
     early_stopping: EarlyStoppedCell | None
@@ -110,9 +111,9 @@ class KernelRecord(_CellRecord):
         return max(d.residual for d in self.by_draw)
 
     @property
-    def condition(self) -> float | None:
+    def one_norm_condition(self) -> float | None:
         """The largest of its draws', or None where one is not finite."""
-        found = [d.condition for d in self.by_draw]
+        found = [d.one_norm_condition for d in self.by_draw]
         return None if None in found else max(c for c in found if c is not None)
 
 
@@ -177,12 +178,14 @@ CellRecord = Annotated[KernelRecord | NetworkRecord, Field(discriminator="model"
 class SolvedDraw(_Record):
     """What the solve stage keeps of a draw of a kernel cell; its arrays are beside it as npz.
 
-    backend, dtype: of the kernel values.  fields: all that the result depends on.
+    backend, dtype, stored: of the kernel values, their arithmetic and what they are rounded to.  fields: all that the
+    result depends on.
     """
 
     record: DrawRecord
     backend: str
     dtype: str
+    stored: str
     provenance: dict[str, Any]
     fields: dict[str, Any]
 

@@ -27,9 +27,9 @@ CELL = dict(standard_error=0.5, std=None, n_train=2000, n_test=100, test_from="t
 DRAW = DrawRecord(
     accuracy=70.0,
     residual=1e-12,
-    largest_eigenvalue=5.0,
-    smallest_eigenvalue=0.1,
-    condition=50.0,
+    one_norm=5.0,
+    inverse_one_norm=10.0,
+    one_norm_condition=50.0,
     indefinite=None,
     overlaps=False,
     early_stopping=None,
@@ -38,7 +38,7 @@ DRAW = DrawRecord(
 
 def kernel_record(column: str, depth: int, accuracy: float, **more) -> KernelRecord:
     plain = dict(model="cntk", readout="gap", draws=1, ridge=0.0, indefinite=False, backend="reference-cpu")
-    rest = dict(dtype="float32", dropped_duplicates=0, by_draw=[DRAW], early_stopping=None)
+    rest = dict(dtype="float32", stored="float64", dropped_duplicates=0, by_draw=[DRAW], early_stopping=None)
     return KernelRecord(**{**CELL, **plain, **rest, **dict(column=column, depth=depth, accuracy=accuracy), **more})
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from exact_ntk.cgroup import available_memory, cpu_quota
+from exact_ntk.cgroup import available_memory, cpu_quota, memory_limit
 
 HYBRID = """31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
 32 31 0:29 {top} /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
@@ -100,6 +100,8 @@ def test_memory_is_what_the_machine_and_every_group_still_have(tmp_path: Path):
     }
     assert available_memory(machine(tmp_path, "0::/a", mounts, there)) == 4 << 30
     assert available_memory(machine(tmp_path, "0::/a", mounts, there, free=1 << 20)) == 1 << 30
+    assert memory_limit(machine(tmp_path, "0::/a", mounts, there)) == 8 << 30
+    assert memory_limit(machine(tmp_path, "0::/a", mounts, there, free=1 << 20)) == 2 << 30
     over = {**there, f"{GROUP}/a/memory.current": f"{20 << 30}\n"}
     assert available_memory(machine(tmp_path, "0::/a", mounts, over)) == 0
     memory = "sys/fs/cgroup/memory/job"
@@ -110,6 +112,7 @@ def test_memory_is_what_the_machine_and_every_group_still_have(tmp_path: Path):
     }
     found = available_memory(machine(tmp_path / "first", "3:memory:/job", HYBRID.format(top="/"), first))
     assert found == (1 << 30) + 7
+    assert memory_limit(tmp_path / "first") == 2 << 30
 
 
 def test_here_there_is_some():

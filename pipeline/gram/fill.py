@@ -157,7 +157,7 @@ class Filler:
         tiles = set().union(*fill.needed.values())
         line = (
             f"{'/'.join(fill.columns)}: {fill.store.path.name}, {source.backend} {source.dtype}, {len(tiles)} tiles of "
-            f"{shape.side} x {shape.side} images, {len(tiles) - len(fill.work)} done"
+            f"{shape.side} x {shape.side} images stored in {shape.stored}, {len(tiles) - len(fill.work)} done"
         )
         if mine:
             pairs, files = sum(shape.pairs(t) for t in mine), sum(len(fill.work[t]) for t in mine)

@@ -26,15 +26,20 @@ FEWEST_TILES_ACROSS = 4
 MOST_FILES = 20_000
 # A store in tiles of another side is gone on with unless it takes this many times, and this many seconds more.
 UNFIT, UNFIT_SECONDS = 4.0, 60.0
-STORED = "float64"
-DTYPES = {"float32": torch.float32, "float64": torch.float64}  # of the arithmetic, by the config's words
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+}  # by the config's words; a later one serves for an earlier
 
 Block = tuple[np.ndarray, np.ndarray]  # rows and columns, as positions
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where kernel values may come from: a readout family with its trained ends, a resolved backend, an arithmetic."""
+    """Where kernel values may come from: a readout family with its trained ends, a resolved backend, an arithmetic.
+
+    stored: the dtype of the values on disk.
+    """
 
     family: str
     train_first: bool
@@ -42,6 +47,7 @@ class Source:
     backend: str
     dtype: str
     images: dict[str, Any]
+    stored: str = "float64"
 
     @property
     def values(self) -> dict[str, Any]:
@@ -51,7 +57,7 @@ class Source:
             "family": self.family,
             "backend": self.backend,
             "dtype": self.dtype,
-            "stored": STORED,
+            "stored": self.stored,
             "kernel_version": KERNEL_VERSION,
         }
 
@@ -67,8 +73,8 @@ def sources_of(
     """Every source that can serve a column, the one that this machine would compute first.
 
     backend: as resolved here, None where nothing can compute; those of other machines serve where `gram.backend` admits
-    them. A float64 pass serves where float32 is asked for. first_ends: the trained ends of the pass that an NNGP column
-    rides along with.
+    them. A float64 pass serves where float32 is asked for, and values kept in float64 where float32 is. first_ends: the
+    trained ends of the pass that an NNGP column rides along with.
     """
     family = column.readout
     if column.model == "cntk":
@@ -81,10 +87,11 @@ def sources_of(
         *([backend] if backend else []),
         *(b for b in RESOLVED_BACKENDS if gram.backend in ("auto", b.split("-")[0])),
     ]
-    dtypes = ["float32", "float64"] if gram.dtype == "float32" else [gram.dtype]
+    dtypes, stored = (list(DTYPES)[list(DTYPES).index(asked) :] for asked in (gram.dtype, gram.store))
     return tuple(
-        Source(family, first, last, name, dtype, images.fields)
+        Source(family, first, last, name, dtype, images.fields, kept)
         for dtype in dtypes
+        for kept in stored
         for name in dict.fromkeys(backends)
         for first, last in ends
         # The fused kernels compute in float32 only.

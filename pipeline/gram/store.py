@@ -35,11 +35,15 @@ ADVICE = "move it away to have it computed anew"
 
 @dataclass(frozen=True)
 class Shape:
-    """The grid of a store. rows: training, then test images; columns: training images; side: of a tile, in images."""
+    """The grid of a store. rows: training, then test images; columns: training images; side: of a tile, in images.
+
+    stored: the dtype of its values.
+    """
 
     rows: int
     columns: int
     side: int
+    stored: str = "float64"
 
     def bounds(self, tile: Tile) -> tuple[slice, slice]:
         """Rows and columns of a tile."""
@@ -62,8 +66,9 @@ class Shape:
 
     @property
     def chunk_bytes(self) -> int:
-        """What a chunk of float64 takes on disk: zarr writes ragged edge tiles in full."""
-        return math.ceil((self.side**2 * 8 + CHECKSUM_BYTES) / BLOCK_BYTES) * BLOCK_BYTES
+        """What a chunk takes on disk: zarr writes ragged edge tiles in full."""
+        size = np.dtype(self.stored).itemsize
+        return math.ceil((self.side**2 * size + CHECKSUM_BYTES) / BLOCK_BYTES) * BLOCK_BYTES
 
 
 def array_name(array: Array) -> str:
@@ -137,7 +142,8 @@ def open(path: Path | str, fields: dict[str, Any] | None = None) -> "GramStore":
         if attributes.get("format") != FORMAT:
             raise StoreError(f"{path}: has format {attributes.get('format')}, not {FORMAT}; {ADVICE}")
         found, side = attributes["fields"], int(attributes["side"])
-        shape = Shape(found["train_images"] + found["test_images"], found["train_images"], side)
+        stored = found.get("stored", "float64")
+        shape = Shape(found["train_images"] + found["test_images"], found["train_images"], side, stored)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path}: not a Gram store, or its metadata are damaged ({error}); {ADVICE}") from error
     expected = found if fields is None else fields
@@ -218,7 +224,7 @@ class GramStore:
                 str(temporary),
                 shape=(s.rows, s.columns),
                 chunks=(s.side, s.side),
-                dtype="float64",
+                dtype=s.stored,
                 serializer=BytesCodec(),
                 compressors=[Crc32cCodec()],
                 fill_value=float("nan"),
@@ -264,7 +270,7 @@ class GramStore:
                         f"{path}: belongs to another {key} ({_short(opened.attrs.get(key))}, not {_short(value)}): it "
                         f"was renamed or copied; {ADVICE}"
                     )
-            if laid_out != ((s.rows, s.columns), (s.side, s.side), "float64"):
+            if laid_out != ((s.rows, s.columns), (s.side, s.side), s.stored):
                 raise StoreError(f"{path}: is not laid out as the store's attributes state; {ADVICE}")
             self._opened[array] = opened
         return self._opened[array]
@@ -308,10 +314,12 @@ class GramStore:
         return TileLock(self, tile, lock)
 
     def write(self, tile: Tile, values: Mapping[Array, np.ndarray]) -> None:
-        """Write a tile of each array: float64 (rows, columns) of its bounds.
+        """Write a tile of each array: (rows, columns) of its bounds, rounded to the dtype that is stored.
 
         Raises StoreError for values that are not finite, which must never look finished or be computed for ever.
         """
+        with np.errstate(over="ignore"):
+            values = {array: block.astype(self.shape.stored, copy=False) for array, block in values.items()}
         for (readout, depth), block in values.items():
             finite = np.isfinite(block)
             if not finite.all():
@@ -349,30 +357,39 @@ class GramStore:
         rows, columns: positions (see `image_index`). Raises Incomplete if a tile of it is missing, StoreError if
         one is damaged, ValueError for a readout or depth that the store does not hold.
         """
+        rows, columns = np.asarray(rows), np.asarray(columns)
+        out = np.empty((len(rows), len(columns)))
+        for i, j, values in self.pieces(readout, depth, rows, columns):
+            out[np.ix_(i, j)] = values
+        return out
+
+    def pieces(
+        self, readout: str, depth: int, rows: np.ndarray, columns: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """What `read` gives, tile by tile, as (i, j, values): K[rows[i], columns[j]], every entry once.
+
+        Raises as `read` does.
+        """
         array = readout, depth
         if array not in self.arrays():
             raise ValueError(f"{self.path} holds {[array_name(a) for a in self.arrays()]}, not {array_name(array)}")
-        rows, columns = np.asarray(rows), np.asarray(columns)
-        missing = self.shape.covering(rows, columns) - self.finished(array)
+        tiles = self.shape.covering(rows, columns)
+        missing = tiles - self.finished(array)
         if missing:
             raise Incomplete(f"{self.path}: {len(missing)} tiles are missing: run `ntk compute-gram` first")
-        out = np.empty((len(rows), len(columns)))
-        for tile, block in self._blocks(array, rows, columns):
-            for at, mirrored in {(tile, False), (tile[::-1], True)}:
-                r, c = (np.flatnonzero(x // self.shape.side == k) for x, k in zip((rows, columns), at, strict=True))
-                if len(r) and len(c) and not (mirrored and tile[0] == tile[1]):
-                    k = block.T if mirrored else block
-                    i, j = (n * self.shape.side for n in at)
-                    out[np.ix_(r, c)] = k[np.ix_(rows[r] - i, columns[c] - j)]
-        if np.isnan(out).any():
-            raise StoreError(
-                f"{self.path}: {array_name(array)} holds NaN: run `ntk compute-gram --repair` to compute it anew"
-            )
-        return out
-
-    def _blocks(self, array: Array, rows: np.ndarray, columns: np.ndarray) -> Iterator[tuple[Tile, np.ndarray]]:
-        for tile in sorted(self.shape.covering(rows, columns)):
-            yield tile, self._read_tile(array, tile)
+        for tile in sorted(tiles):
+            whole = self._read_tile(array, tile)
+            for at, block in ((tile, whole), (tile[::-1], whole.T))[: 1 if tile[0] == tile[1] else 2]:
+                i, j = (np.flatnonzero(x // self.shape.side == k) for x, k in zip((rows, columns), at, strict=True))
+                if len(i) and len(j):
+                    top, left = (k * self.shape.side for k in at)
+                    values = block[np.ix_(rows[i] - top, columns[j] - left)]
+                    if np.isnan(values).any():
+                        raise StoreError(
+                            f"{self.path}: {array_name(array)} holds NaN: run `ntk compute-gram --repair` to compute "
+                            "it anew"
+                        )
+                    yield i, j, values
 
     def damaged(self, work: Mapping[Array, Iterable[Tile]]) -> list[tuple[Array, Tile]]:
         """Those of the finished tiles of each array whose checksum fails or that hold NaN; reads them all."""

@@ -17,7 +17,7 @@ from exact_ntk.regression.early_stopping import over_draws
 from exact_ntk.standard_error import standard_error
 
 # Bump by hand when the same kernel and draw are solved another way: earlier draws are not reused.
-SOLVE_VERSION = 2
+SOLVE_VERSION = 3
 # |K alpha - y| / |y| above which alpha is no solution, and its accuracy no result.
 LARGEST_RESIDUAL = 1e-3
 
@@ -117,6 +117,7 @@ class KernelCell:
             indefinite=any(r.indefinite is not None for r in by_draw),
             backend=", ".join(dict.fromkeys(d.backend for d in draws)),
             dtype=", ".join(dict.fromkeys(d.dtype for d in draws)),
+            stored=", ".join(dict.fromkeys(d.stored for d in draws)),
             dropped_duplicates=len(self.images.dropped),
             fingerprint=fingerprint({"draws": [fingerprint(d.fields) for d in draws]}),
             by_draw=by_draw,
@@ -137,10 +138,10 @@ class KernelCell:
         for k in range(len(self.draws)):
             found = self.solved(k)
             if found and found.record.residual > LARGEST_RESIDUAL:
-                condition = found.record.condition
+                condition = found.record.one_norm_condition
+                text = "not finite" if condition is None else f"{condition:.1e}"
                 return (
                     f"the solution of draw {k} leaves a residual of {found.record.residual:.1e}, so its Gram matrix is "
-                    f"singular (condition {'not finite' if condition is None else format(condition, '.1e')}): give the "
-                    "column a ridge, such as ridge: 1.0e-6"
+                    f"singular (condition in the 1-norm {text}): give the column a ridge, such as ridge: 1.0e-6"
                 )
         return None

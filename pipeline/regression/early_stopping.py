@@ -11,6 +11,8 @@ from torch import Tensor
 from exact_ntk.errors import NtkError
 from exact_ntk.records import EarlyStopped, EarlyStoppedCell
 from exact_ntk.regression.gradient_flow import GradientFlow
+from exact_ntk.regression.matrix import BATCH_BYTES, Matrix, block, multiply
+from exact_ntk.regression.plan import DoesNotFit
 from exact_ntk.regression.solve import accuracy
 
 
@@ -18,27 +20,58 @@ class NoFlow(NtkError):
     """Gradient flow is not defined on this kernel matrix; regression may be."""
 
 
+def split(n: int, holdout: float) -> int:
+    """How many of n training images are held out, the first ones. Raises NtkError if that leaves a part empty."""
+    held_out = round(n * holdout)
+    if held_out in (0, n):
+        raise NtkError(
+            f"early_stopping: holdout {holdout:g} of {n} images leaves none to train on or none to choose by"
+        )
+    return held_out
+
+
+def require_memory(n: int, holdout: float, piece_bytes: int, budget: int) -> None:
+    """Raise NtkError, with the number that would do, unless `stop_early` fits in so many bytes."""
+    held_out = split(n, holdout)
+    fit = n - held_out
+    # The eigendecomposition takes three matrices, and then one beside the held-out rows and their projection.
+    need = piece_bytes + 8 * fit * max(3 * fit, fit + 2 * held_out)
+    if need > budget:
+        raise DoesNotFit(f"early_stopping: the eigendecomposition of {fit:,} images", need, budget)
+
+
 def stop_early(
-    k_train: Tensor, k_test: Tensor, y_train: np.ndarray, y_test: np.ndarray, y: Tensor, holdout: float, ridge: float
+    k_train: Matrix,
+    k_test: Matrix,
+    y_train: np.ndarray,
+    y_test: np.ndarray,
+    y: Tensor,
+    holdout: float,
+    ridge: float,
+    batch_bytes: int = BATCH_BYTES,
 ) -> EarlyStopped:
     """Train on all but the first `holdout` of a draw's training images and stop where accuracy on these peaks.
 
     k_train (n, n), k_test (m, n): kernels, as in the solve.  y_train (n,), y_test (m,): labels.  y (n, outputs):
-    targets.  ridge: as in the solve, relative to the mean of the diagonal.
+    targets, on the device that computes.  ridge: as in the solve, relative to the mean of the diagonal.  batch_bytes:
+    how much of k_test is read at once.
 
     Raises NtkError if the split leaves a part empty, NoFlow if K has a negative eigenvalue.
     """
-    held_out = round(len(y_train) * holdout)
-    if held_out in (0, len(y_train)):
-        raise NtkError(f"holdout {holdout:g} of {len(y_train)} images leaves none to train on or none to choose by")
-    k_fit = k_train[held_out:, held_out:].clone()
+    n = len(y_train)
+    held_out = split(n, holdout)
+    fit = slice(held_out, n)
+    k_fit = block(k_train, fit, fit).to(y.device)
     k_fit.diagonal().add_(ridge * k_fit.diagonal().mean())
     try:
-        flow = GradientFlow(k_fit, y[held_out:])
+        flow = GradientFlow(k_fit, y[fit], overwrite=True)
     except ValueError as error:
         raise NoFlow(str(error)) from error
-    found = flow.early_stopping(k_train[:held_out, held_out:], torch.from_numpy(y_train[:held_out]))
-    test = [accuracy(flow.predict(k_test[:, held_out:], t), y_test) for t in (found.best_time, math.inf)]
+    k_held_out = block(k_train, slice(0, held_out), fit).to(y.device)
+    found = flow.early_stopping(k_held_out, torch.from_numpy(y_train[:held_out]))
+    alphas = torch.zeros((n, 2 * y.shape[1]), dtype=y.dtype, device=y.device)
+    alphas[fit] = torch.cat([flow.coefficients(t) for t in (found.best_time, math.inf)], 1)
+    test = [accuracy(outputs, y_test) for outputs in multiply(k_test, alphas, batch_bytes).chunk(2, 1)]
     return EarlyStopped(
         time=None if math.isinf(found.best_time) else found.best_time * flow.largest_eigenvalue,
         held_out=found.best_accuracy,

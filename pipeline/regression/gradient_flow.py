@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 TIMES = 200
+BLOCK_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -39,23 +40,31 @@ class GradientFlow:
     Time is in the units of du/dt = -K (u - y): of gradient descent on 1/2 |u - y|^2 with rate eta, step s is t = s eta.
     Eigenvalues up to n eps times the largest count as 0, as in a pseudo-inverse: what lies in their span never moves.
 
+    overwrite: k_train, float64 and contiguous, becomes the eigenvectors: three of its size are then in memory at the
+    most, and one afterwards.
+
     Raises ValueError if shapes disagree, if K is not finite or symmetric, or has a negative eigenvalue (the flow
     would diverge).
     """
 
-    def __init__(self, k_train: Tensor, y: Tensor):
+    def __init__(self, k_train: Tensor, y: Tensor, overwrite: bool = False):
         n = len(k_train)
         if k_train.shape != (n, n) or n == 0:
             raise ValueError(f"k_train must be square, not {tuple(k_train.shape)}")
         if y.ndim not in (1, 2) or len(y) != n:
             raise ValueError(f"y must be (n,) or (n, outputs) with n = {n}, not {tuple(y.shape)}")
-        k, self.y = k_train.double(), y.to(k_train.device).double()
-        if not bool(k.isfinite().all()) or not bool(self.y.isfinite().all()):
+        k = k_train.double().contiguous()
+        k = k if overwrite or k.data_ptr() != k_train.data_ptr() else k.clone()
+        self.y = y.to(k.device).double()
+        scale = max(float(k.max()), -float(k.min()))
+        if not math.isfinite(scale) or not bool(self.y.isfinite().all()):
             raise ValueError("k_train and y must be finite: are there missing tiles in the store?")
-        scale = float(k.abs().max())
-        if float((k - k.T).abs().max()) > 1e-6 * scale:
+        if any(_asymmetry(k, first) > 1e-6 * scale for first in range(0, n, BLOCK_ROWS)):
             raise ValueError("k_train must be symmetric")
-        eigenvalues, self.eigenvectors = torch.linalg.eigh(k)
+        # Column-major, which its own transpose is, it is decomposed in place.
+        self.eigenvectors = k.T
+        eigenvalues = torch.empty(n, dtype=k.dtype, device=k.device)
+        torch.linalg.eigh(self.eigenvectors, out=(eigenvalues, self.eigenvectors))
         largest = float(eigenvalues[-1])
         if largest <= 0:
             raise ValueError("k_train must have a positive eigenvalue")
@@ -108,14 +117,18 @@ class GradientFlow:
             raise ValueError(f"k_test must be (n_test, {len(self.y)}), not {tuple(k_test.shape)}")
         if (f0_train is None) != (f0_test is None):
             raise ValueError("give the initial function on both sets, f0_train and f0_test, or on neither")
-        self._decay(t)
-        alpha = self.eigenvectors @ (self._column(self._weights(t)) * self._residual(f0_train))
+        alpha = self.coefficients(t, f0_train)
         change = k_test.to(alpha) @ alpha
         if f0_test is None:
             return change
         if f0_test.shape != change.shape:
             raise ValueError(f"f0_test must be {tuple(change.shape)}, not {tuple(f0_test.shape)}")
         return f0_test.to(change) + change
+
+    def coefficients(self, t: float, f0: Tensor | None = None) -> Tensor:
+        """alpha of f_t(x) = f_0(x) + ker(x, X) alpha: the shape of y. f0: the initial function on the training set."""
+        self._decay(t)
+        return self.eigenvectors @ (self._column(self._weights(t)) * self._residual(f0))
 
     def loss(self, t: float, f0: Tensor | None = None) -> float:
         """1/2 |u(t) - y|^2, summed over training inputs and outputs."""
@@ -150,10 +163,21 @@ class GradientFlow:
         grid = [*(self.times() if times is None else times).tolist(), math.inf]
         if len(labels) != len(k_held_out):
             raise ValueError(f"{len(labels)} labels for {len(k_held_out)} held-out inputs")
-        labels = labels.to(k_held_out.device)
+        if (f0_train is None) != (f0_held_out is None):
+            raise ValueError("give the initial function on both sets, f0_train and f0_held_out, or on neither")
+        labels = labels.to(self.y.device)
+        # Into the eigenbasis once: a time then costs no product of n x n.
+        projected, residual = k_held_out.to(self.y) @ self.eigenvectors, self._residual(f0_train)
         found = []
         for t in grid:
-            outputs = self.predict(k_held_out, t, f0_train, f0_held_out)
+            outputs = projected @ (self._column(self._weights(t)) * residual)
+            outputs = outputs if f0_held_out is None else f0_held_out.to(outputs) + outputs
             guess = outputs.argmax(1) if outputs.ndim == 2 and outputs.shape[1] > 1 else outputs.reshape(-1) > 0
             found.append(100.0 * float((guess == labels.to(guess)).double().mean()))
         return AccuracyOverTime(torch.tensor(grid, dtype=torch.float64), torch.tensor(found, dtype=torch.float64))
+
+
+def _asymmetry(k: Tensor, first: int) -> float:
+    """The largest difference between some rows of k and the same columns."""
+    rows = slice(first, first + BLOCK_ROWS)
+    return float((k[rows] - k[:, rows].T).abs().max())

@@ -1,16 +1,28 @@
 """Kernel regression: exact solution in float64, with what tells whether to trust it."""
 
+import logging
 import math
-from collections.abc import Callable
+import sys
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from exact_ntk.errors import NtkError
+from exact_ntk.memory import gigabytes
+from exact_ntk.progress import progress
+from exact_ntk.regression.cholesky import Cholesky, NotPositiveDefinite
+from exact_ntk.regression.condition import inverse_norm, signs, smallest_pivots
+from exact_ntk.regression.lu import LU
+from exact_ntk.regression.matrix import Held, Matrix, mean_diagonal, row_blocks
+from exact_ntk.regression.panels import PanelFiles
+from exact_ntk.regression.plan import DoesNotFit, SolvePlan, flops_per_second, plan_solve
 
-POWER_STEPS = 50
+SECONDS_WITHOUT_BAR = 2.0
+
+log = logging.getLogger("ntk")
 
 
 def targets(y: np.ndarray, classes: int) -> Tensor:
@@ -24,69 +36,96 @@ def targets(y: np.ndarray, classes: int) -> Tensor:
 class Solution:
     """alpha (n, outputs) with (K + ridge mean(diag K) I) alpha = targets.
 
-    residual: ||K alpha - y|| / ||y||.  largest_eigenvalue, smallest_eigenvalue: of what was solved, in absolute value,
-    by power iteration on it and on its factor (from inside, and tight in practice); the smallest is None where float64
-    cannot hold its reciprocal.  indefinite: None, or the order of the first leading minor that is not positive: the
-    system was then solved by LU.
+    residual: ||K alpha - y|| / ||y||.  one_norm: the 1-norm of what was solved.  inverse_one_norm: that of its inverse,
+    estimated from below (see `condition`); None where float64 cannot hold it or the condition.  indefinite: None, or
+    the order of the first leading minor that is not positive: the system was then solved by LU.
     """
 
     alpha: Tensor
     residual: float
-    largest_eigenvalue: float
-    smallest_eigenvalue: float | None
+    one_norm: float
+    inverse_one_norm: float | None
     indefinite: int | None
 
     @property
-    def condition(self) -> float | None:
-        """The 2-norm condition number, or None where it is not finite."""
-        return self.largest_eigenvalue / self.smallest_eigenvalue if self.smallest_eigenvalue else None
+    def one_norm_condition(self) -> float | None:
+        """The condition number in the 1-norm, or None where it is not finite."""
+        return None if self.inverse_one_norm is None else self.one_norm * self.inverse_one_norm
 
 
-def kernel_regression(k: Tensor, y: Tensor, ridge: float = 0.0, on_indefinite: str = "lu") -> Solution:
+def kernel_regression(
+    k: Tensor | Matrix,
+    y: Tensor,
+    ridge: float = 0.0,
+    on_indefinite: str = "lu",
+    plan: SolvePlan | None = None,
+    files: PanelFiles | None = None,
+    label: str = "solve",
+) -> Solution:
     """Solve by Cholesky; by LU, and marked, where K is not positive definite.
 
-    k: symmetric float64 (n, n), overwritten by nothing.  y: float64 (n, outputs) on the same device.
-    ridge: relative to the mean of k's diagonal.  Raises NtkError if K is not positive definite and `on_indefinite`
-    is "stop", or if K is singular, also in float64.
+    k: symmetric float64 (n, n), overwritten by nothing.  y: float64 (n, outputs), on the device that computes.
+    ridge: relative to the mean of k's diagonal.  plan: what is held in memory, all by default.  files: where finished
+    panels of the factor are kept, which an interrupted call goes on from; for the caller to remove.  label: of the
+    progress bar.  Raises NtkError if K is not positive definite and `on_indefinite` is "stop" or LU does not fit in the
+    plan's budget, or if K is singular, also in float64.
     """
-    if ridge:
-        k = k.clone()
-        k.diagonal().add_(ridge * k.diagonal().mean())
-    factor, info = torch.linalg.cholesky_ex(k)
-    indefinite = int(info.item()) or None
-    if indefinite is None:
-
-        def apply_inverse(b: Tensor) -> Tensor:
-            return torch.cholesky_solve(b, factor)
-    elif on_indefinite == "stop":
-        raise NtkError(f"the Gram matrix is not positive definite: leading minor {indefinite} is not positive")
-    else:
-        lu, pivots, info = torch.linalg.lu_factor_ex(k)
-        if int(info.item()):
-            raise NtkError(f"the Gram matrix is singular (pivot {int(info.item())}): give the column a ridge")
-
-        def apply_inverse(b: Tensor) -> Tensor:
-            return torch.linalg.lu_solve(lu, pivots, b)
-
-    alpha = apply_inverse(y)
-    residual = float((k @ alpha - y).norm() / y.norm())
-    largest = _largest_eigenvalue(lambda v: k @ v, k)
-    of_inverse = _largest_eigenvalue(apply_inverse, k)
+    matrix = Held(k) if isinstance(k, Tensor) else k
+    plan = plan or plan_solve(len(y), y.shape[1], matrix.piece_bytes, sys.maxsize)
+    shift = ridge * mean_diagonal(matrix) if ridge else 0.0
+    factor, indefinite = _factor(matrix, shift, y.device, on_indefinite, plan, files, label)
+    units = smallest_pivots(factor.pivots)
+    alpha, columns = factor.solve(torch.cat([y, units], 1)).split([y.shape[1], units.shape[1]], 1)
+    of_signs = factor.solve(signs(columns))
+    del factor
+    residual, norm = _residual(matrix, shift, alpha, y, plan.batch_bytes)
     if not math.isfinite(residual):
         raise NtkError("the Gram matrix is singular in float64: its solution is not finite: give the column a ridge")
-    smallest = 1.0 / of_inverse if math.isfinite(of_inverse) and math.isfinite(largest * of_inverse) else None
-    return Solution(alpha, residual, largest, smallest, indefinite)
+    of_inverse = inverse_norm(columns, of_signs)
+    return Solution(
+        alpha.contiguous(), residual, norm, of_inverse if math.isfinite(norm * of_inverse) else None, indefinite
+    )
 
 
-def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor) -> float:
-    """Largest eigenvalue in absolute value, by power iteration from a fixed start."""
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn((len(like), 1), generator=generator, dtype=torch.float64).to(like.device)
-    norm = v.norm()
-    for _ in range(POWER_STEPS):
-        v = apply(v / norm)
-        norm = v.norm()
-    return float(norm)
+def _factor(
+    matrix: Matrix,
+    shift: float,
+    device: torch.device,
+    on_indefinite: str,
+    plan: SolvePlan,
+    files: PanelFiles | None,
+    label: str,
+) -> tuple[Cholesky | LU, int | None]:
+    """The Cholesky factor and None; or LU and the leading minor that is not positive, the failed factor gone."""
+    with progress(label, plan.flops, "FLOP", delay=SECONDS_WITHOUT_BAR, leave=False) as bar:
+        factor = Cholesky(matrix, shift, device, plan.groups, files, bar)
+        try:
+            factor.factorise()
+            return factor, None
+        except NotPositiveDefinite as error:
+            minor = error.minor
+    del factor
+    if files:
+        files.remove()
+    why = f"the Gram matrix is not positive definite: leading minor {minor} is not positive"
+    if on_indefinite == "stop":
+        raise NtkError(why)
+    if plan.lu_bytes > plan.budget:
+        raise DoesNotFit(f"{why}; give the column a ridge: LU", plan.lu_bytes, plan.budget)
+    if plan.keeps_files:
+        seconds = timedelta(seconds=round(2 * plan.flops / flops_per_second(device)))
+        log.info(f"{label}: {why}: LU, in {gigabytes(plan.lu_bytes)} and about {seconds}")
+    return LU(matrix, shift, device), minor
+
+
+def _residual(matrix: Matrix, shift: float, alpha: Tensor, y: Tensor, batch_bytes: int) -> tuple[float, float]:
+    """||(K + shift I) alpha - y|| / ||y||, and the 1-norm of K + shift I, from one reading of K."""
+    difference, sums = torch.empty_like(y), torch.empty(len(y), dtype=y.dtype, device=y.device)
+    for rows, part in row_blocks(matrix, y.device, batch_bytes):
+        part.diagonal(rows.start).add_(shift)
+        difference[rows] = part @ alpha - y[rows]
+        sums[rows] = part.abs().sum(1)
+    return float(difference.norm() / y.norm()), float(sums.max())
 
 
 def accuracy(predictions: Tensor, y: np.ndarray) -> float:

@@ -1,37 +1,48 @@
 """The solve stage: kernel regression for every draw of every kernel cell whose blocks are in a store."""
 
 import logging
+import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from exact_ntk.draws import Draw
-from exact_ntk.errors import Incomplete, NtkError
+from exact_ntk.errors import Incomplete, NtkError, StoreError
 from exact_ntk.files import remove_partials, write_json, write_npz
 from exact_ntk.gram.plan import Source
 from exact_ntk.gram.store import GramStore
 from exact_ntk.locks import try_lock
+from exact_ntk.memory import default_memory, gigabytes, peak_resident
 from exact_ntk.progress import progress
 from exact_ntk.records import DrawRecord, SolvedDraw
 from exact_ntk.regression import early_stopping
 from exact_ntk.regression.cell import KernelCell
+from exact_ntk.regression.matrix import Matrix, Stored, block, multiply
+from exact_ntk.regression.panels import PanelFiles
+from exact_ntk.regression.plan import DoesNotFit, SolvePlan, plan_solve
 from exact_ntk.regression.solve import accuracy, kernel_regression, targets
 
 HEAT_MAP_IMAGES = 64
 SECONDS_BETWEEN_LOOKS = 0.5
+# What a process takes before it solves anything, but for its images: the interpreter and its libraries.
+PROGRAM_BYTES = 750_000_000
 
 log = logging.getLogger("ntk")
 
 
-def solve_cells(cells: Sequence[KernelCell], device: torch.device) -> int:
+def solve_cells(cells: Sequence[KernelCell], device: torch.device, memory: int | None = None) -> int:
     """Solve every draw that is not done yet and whose blocks are there; returns how many that were.
 
+    memory: bytes that the process may take, on a GPU the device's; by default a share of the limit.
     A draw that another process holds is left to it, and waited for at the end. Raises, after all else is solved, the
     NtkError of the first system that cannot be, or whose solution is none, or Incomplete where blocks are missing.
     """
+    _sweep(cells)
     todo = [(cell, k) for cell in cells for k in cell.missing()]
+    solver = Solver(device, memory or default_memory(device))
     solved, waiting, failed = 0, [], []
     with progress("solve", len(todo), "system", disable=not todo) as bar:
         while todo:
@@ -39,7 +50,7 @@ def solve_cells(cells: Sequence[KernelCell], device: torch.device) -> int:
             for cell, k in todo:
                 bar.set_postfix_str(f"{cell.name} L={cell.depth}", refresh=False)
                 try:
-                    done = _solve_alone(cell, k, device)
+                    done = solver.solve(cell, k)
                 except Incomplete as error:
                     waiting.append(error)
                     continue
@@ -66,99 +77,162 @@ def solve_cells(cells: Sequence[KernelCell], device: torch.device) -> int:
     return solved
 
 
-def _solve_alone(cell: KernelCell, k: int, device: torch.device) -> bool | None:
-    """Solve a draw under its lock: True; False if it was solved meanwhile, None if another process has it."""
-    source, store = cell.shelf.require(cell.request([k]))
-    path = cell.path(k, source)
-    lock = try_lock(path.with_suffix(".lock"))
-    if lock is None:
-        return None
-    try:
-        if cell.solved_path(k):
-            return False
-        if lock.sure:
-            remove_partials(path)
-            remove_partials(path.with_suffix(".npz"))
-        _solve(cell, k, source, store, device)
-    finally:
-        lock.release(remove=True)
-    return True
+def _sweep(cells: Sequence[KernelCell]) -> None:
+    """Remove the panels of draws that were killed once they were solved."""
+    for cell in cells:
+        for path in filter(None, map(cell.solved_path, range(len(cell.draws)))):
+            shutil.rmtree(path.with_suffix(".panels"), ignore_errors=True)
 
 
-def _solve(cell: KernelCell, k: int, source: Source, store: GramStore, device: torch.device) -> None:
-    """Solve a draw; coefficients, indices, outputs and a small heat map are kept beside the record."""
-    start = time.perf_counter()
-    d, images = cell.draws[k], cell.images
-    kernel = store.read(*cell.array, np.concatenate([d.train, d.test]), d.train)
-    k_train, k_test = (torch.from_numpy(part).to(device) for part in np.split(kernel, [len(d.train)]))
-    heat_map, heat_map_label = _heat_map(kernel[: len(d.train)], images.y[d.train])
-    del kernel
-    record, alpha, outputs = _solve_draw(cell, d, k_train, k_test)
-    write_npz(
-        cell.path(k, source).with_suffix(".npz"),
-        alpha=alpha,
-        outputs=outputs,
-        right=(outputs.argmax(1) == images.y[d.test]).astype(np.float64),
-        train_index=images.image_index[d.train],
-        test_index=images.image_index[d.test],
-        from_test_set=d.test >= images.n_train,
-        label=images.y[d.test],
-        heat_map=heat_map,
-        heat_map_label=heat_map_label,
-    )
-    solved = SolvedDraw(
-        record=record,
-        backend=source.backend,
-        dtype=source.dtype,
-        provenance={"seconds": round(time.perf_counter() - start, 3), "gram": store.path.name},
-        fields=cell.fields(k, source),
-    )
-    write_json(cell.path(k, source), solved.json_value())
+class Solver:
+    """Solves draws on a device, in a budget of memory; says once a column how it goes about it."""
+
+    def __init__(self, device: torch.device, memory: int):
+        self.device, self.memory = device, memory
+        self._said: set[str] = set()
+
+    def solve(self, cell: KernelCell, k: int) -> bool | None:
+        """Solve a draw under its lock: True; False if it was solved meanwhile, None if another process has it."""
+        source, store = cell.shelf.require(cell.request([k]))
+        path = cell.path(k, source)
+        lock = try_lock(path.with_suffix(".lock"))
+        if lock is None:
+            return None
+        try:
+            if cell.solved_path(k):
+                return False
+            if lock.sure:
+                remove_partials(path)
+                remove_partials(path.with_suffix(".npz"))
+            self._solve(cell, k, source, store)
+        finally:
+            lock.release(remove=True)
+        return True
+
+    def _solve(self, cell: KernelCell, k: int, source: Source, store: GramStore) -> None:
+        """Solve a draw; coefficients, indices, outputs and a small heat map are kept beside the record."""
+        start = time.perf_counter()
+        d, images, path = cell.draws[k], cell.images, cell.path(k, source)
+        k_train, k_test = (Stored(store, cell.array, rows, d.train) for rows in (d.train, d.test))
+        try:
+            plan = self._plan(cell, k_train)
+            files = self._files(cell, plan, path)
+            record, alpha, outputs = _solve_draw(cell, d, k_train, k_test, self.device, plan, files)
+        except (StoreError, Incomplete):
+            raise
+        except NtkError as error:
+            raise NtkError(f"column {cell.name}, depth {cell.depth}: {error}{self._would_do(error)}") from error
+        heat_map, heat_map_label = _heat_map(k_train, images.y[d.train])
+        write_npz(
+            path.with_suffix(".npz"),
+            alpha=alpha,
+            outputs=outputs,
+            right=(outputs.argmax(1) == images.y[d.test]).astype(np.float64),
+            train_index=images.image_index[d.train],
+            test_index=images.image_index[d.test],
+            from_test_set=d.test >= images.n_train,
+            label=images.y[d.test],
+            heat_map=heat_map,
+            heat_map_label=heat_map_label,
+        )
+        solved = SolvedDraw(
+            record=record,
+            backend=source.backend,
+            dtype=source.dtype,
+            stored=source.stored,
+            provenance={
+                "seconds": round(time.perf_counter() - start, 3),
+                "gram": store.path.name,
+                "factor": "in memory" if plan.in_memory else f"in files, by {len(plan.groups)} groups",
+                "memory_bytes": self.memory,
+                "peak_resident_bytes": peak_resident(),
+            },
+            fields=cell.fields(k, source),
+        )
+        write_json(path, solved.json_value())
+        if files:
+            files.remove()
+
+    def _plan(self, cell: KernelCell, k_train: Stored) -> SolvePlan:
+        """How a draw is solved. Raises DoesNotFit where it cannot be, before anything is computed."""
+        n, images, early = len(k_train.rows), cell.images, cell.column.early_stopping
+        budget = self.memory - PROGRAM_BYTES - images.x.nbytes
+        plan = plan_solve(n, len(images.classes), k_train.piece_bytes, budget)
+        if early:
+            early_stopping.require_memory(n, early.holdout, k_train.piece_bytes, budget)
+        return plan
+
+    def _would_do(self, error: NtkError) -> str:
+        """For what does not fit, how much memory would do."""
+        if not isinstance(error, DoesNotFit):
+            return ""
+        return f": --memory is {gigabytes(self.memory)}, and would have to be {gigabytes(self.memory + error.missing)}"
+
+    def _files(self, cell: KernelCell, plan: SolvePlan, path: Path) -> PanelFiles | None:
+        """Where the factor's panels are kept, if they are; says once how a column's draws are solved."""
+        files = PanelFiles(path.with_suffix(".panels"), path.stem, plan.trapezoid)
+        keeps = plan.keeps_files or files.folder.is_dir()  # those of a run with less memory are gone on with
+        lacks = files.space_missing() if keeps else 0
+        if lacks > 0 and not plan.in_memory:
+            raise NtkError(
+                f"the factor takes {gigabytes(plan.trapezoid.bytes)} in {path.parent}, whose disk lacks "
+                f"{gigabytes(lacks)}: make room, or give more --memory"
+            )
+        words = f"{cell.name}: {plan.words(self.device)}"
+        if lacks > 0:
+            words += f"; not to be resumed: the disk of {path.parent} lacks {gigabytes(lacks)} for panels"
+        elif keeps:
+            words += f"; finished panels in {path.parent}, to resume from"
+        if words not in self._said:
+            self._said.add(words)
+            log.info(words)
+        return files if keeps and lacks <= 0 else None
 
 
-def _heat_map(k: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _heat_map(k: Matrix, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The kernel of the first images at most, scaled to unit diagonal and sorted by class, and their labels."""
     first = np.argsort(y[:HEAT_MAP_IMAGES], kind="stable")
-    block = k[np.ix_(first, first)]
-    scale = np.sqrt(np.maximum(np.diagonal(block), 0))
+    kernel = block(k, slice(0, len(first)), slice(0, len(first))).numpy()[np.ix_(first, first)]
+    scale = np.sqrt(np.maximum(np.diagonal(kernel), 0))
     scale = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
-    return (block * scale[:, None] * scale).astype(np.float32), y[first]
+    return (kernel * scale[:, None] * scale).astype(np.float32), y[first]
 
 
 def _solve_draw(
-    cell: KernelCell, d: Draw, k_train: torch.Tensor, k_test: torch.Tensor
+    cell: KernelCell,
+    d: Draw,
+    k_train: Matrix,
+    k_test: Matrix,
+    device: torch.device,
+    plan: SolvePlan,
+    files: PanelFiles | None,
 ) -> tuple[DrawRecord, np.ndarray, np.ndarray]:
     """The draw's record, its coefficients (n, classes) and its outputs on the test images (n_test, classes)."""
     column, images, label = cell.column, cell.images, f"{cell.name} L={cell.depth}"
-    y = targets(images.y[d.train], len(images.classes)).to(k_train.device)
-    try:
-        solution = kernel_regression(k_train, y, column.ridge, column.on_indefinite)
-    except NtkError as error:
-        raise NtkError(f"column {cell.name}, depth {cell.depth}: {error}") from error
+    y = targets(images.y[d.train], len(images.classes)).to(device)
+    solution = kernel_regression(k_train, y, column.ridge, column.on_indefinite, plan, files, f"factor {label}")
     if solution.indefinite is not None:
         image = images.image_index[d.train[solution.indefinite - 1]]
         log.warning(
             f"{label}: not positive definite at training image {image} (leading minor {solution.indefinite}): "
             f"solved by LU, residual {solution.residual:.1e}, and marked"
         )
-    outputs = (k_test @ solution.alpha).cpu()
+    outputs = multiply(k_test, solution.alpha, plan.batch_bytes).cpu()
     stopped = None
     if column.early_stopping:
         labels = images.y[d.train], images.y[d.test]
         try:
             stopped = early_stopping.stop_early(
-                k_train, k_test, *labels, y, column.early_stopping.holdout, column.ridge
+                k_train, k_test, *labels, y, column.early_stopping.holdout, column.ridge, plan.batch_bytes
             )
         except early_stopping.NoFlow as error:
             log.warning(f"{label}: no early stopping: {error}")
-        except NtkError as error:
-            raise NtkError(f"column {cell.name}, depth {cell.depth}, early_stopping: {error}") from error
     record = DrawRecord(
         accuracy=accuracy(outputs, images.y[d.test]),
         residual=solution.residual,
-        largest_eigenvalue=solution.largest_eigenvalue,
-        smallest_eigenvalue=solution.smallest_eigenvalue,
-        condition=solution.condition,
+        one_norm=solution.one_norm,
+        inverse_one_norm=solution.inverse_one_norm,
+        one_norm_condition=solution.one_norm_condition,
         indefinite=solution.indefinite,
         overlaps=d.overlaps,
         early_stopping=stopped,

@@ -25,9 +25,10 @@ CSV_KEYS = (
     "lr",
     "indefinite",
     "residual",
-    "condition",
+    "one_norm_condition",
     "backend",
     "dtype",
+    "stored",
     "fingerprint",
 )
 
@@ -117,10 +118,13 @@ def _indefinite(results: Results) -> list[str]:
     by_column: dict[str, list[str]] = {}
     for r in results.records:
         if isinstance(r, KernelRecord) and r.indefinite:
-            condition = "not finite" if r.condition is None else f"{r.condition:.1e}"
+            condition = "not finite" if r.one_norm_condition is None else f"{r.one_norm_condition:.1e}"
             text = f"{r.residual:.1e} and {condition} at depth {r.depth}"
             by_column.setdefault(r.column, []).append(text)
-    return [f"{INDEFINITE} {name}: residual and condition {', '.join(texts)}." for name, texts in by_column.items()]
+    return [
+        f"{INDEFINITE} {name}: residual and condition in the 1-norm {', '.join(texts)}."
+        for name, texts in by_column.items()
+    ]
 
 
 def _paired(results: Results) -> list[str]:

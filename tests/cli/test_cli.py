@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -162,7 +163,7 @@ def test_a_run_over_a_full_table_and_an_empty_folder_ends_with_the_same_table(fo
 def test_a_bad_cell_stops_neither_the_others_nor_the_report(folder: Path):
     bad = ["--set", "columns.0.early_stopping={holdout: 0.001}"]
     done = ntk(folder, "run", "tiny.yaml", *bad)
-    assert_one_line(done, "column CNTK-V-20, depth 3, early_stopping: holdout 0.001")
+    assert_one_line(done, "column CNTK-V-20, depth 3: early_stopping: holdout 0.001")
     (variant,) = (folder / "results" / "tiny" / "variants").iterdir()
     assert [r["column"] for r in json.loads((variant / "results.json").read_text())["records"]] == ["CNTK-GAP"] * 2
 
@@ -367,6 +368,17 @@ def test_a_folder_that_cannot_be_written_is_named(folder: Path):
 def test_usage_errors_exit_with_2(folder: Path):
     assert ntk(folder, "compute-gram", "tiny.yaml", "--shard", "3/2").returncode == 2
     assert ntk(folder, "fly").returncode == 2
+    potatoes = ntk(folder, "solve", "tiny.yaml", "--memory", "8 potatoes")
+    assert potatoes.returncode == 2
+    assert "--memory 8 potatoes: should be a size such as 8GB" in potatoes.stderr
+
+
+def test_a_solve_that_memory_cannot_hold_is_refused_with_the_number(folder: Path):
+    shutil.rmtree(folder / "runs" / "tiny" / "solve")
+    refused = ntk(folder, "solve", "tiny.yaml", "--memory", "10MB")
+    assert refused.returncode == 1
+    number = re.search(r"error: column .*: --memory is 10.0 MB, and would have to be (.*)\n", refused.stderr)
+    assert ntk(folder, "solve", "tiny.yaml", "--memory", number[1]).returncode == 0
 
 
 def test_help_needs_no_heavy_import_and_completion_knows_the_configs(folder: Path):

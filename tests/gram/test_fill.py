@@ -156,6 +156,23 @@ def test_a_float32_store_does_not_serve_a_float64_request(config_path: Path, tmp
     assert all(table.shelf.complete(request) is None for request in table.requests(True))
 
 
+def test_values_are_rounded_to_float32_where_that_is_asked_for_and_only_there(
+    config_path: Path, tmp_path: Path, monkeypatch
+):
+    rounded = filled(config_path, tmp_path / "float32", "gram.store=float32")
+    table = filled(config_path, tmp_path / "float64")
+    for key, k in blocks(table).items():
+        np.testing.assert_array_equal(blocks(rounded)[key], k.astype(np.float32))
+        assert blocks(rounded)[key].dtype == np.float64
+    sizes = [sum(p.stat().st_size for p in (tmp_path / f).glob("gram-*/*/c/1/0")) for f in ("float32", "float64")]
+    assert sizes[0] == pytest.approx(sizes[1] / 2, rel=0.05)
+    asked = table_of(config_path, tmp_path / "float32")
+    assert all(asked.shelf.complete(request) is None for request in asked.requests(True))
+    monkeypatch.setattr(filling, "cntk_pass", None)
+    served = filled(config_path, tmp_path / "float64", "gram.store=float32")
+    assert {served.shelf.require(request)[0].stored for request in served.requests(True)} == {"float64"}
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_store_of_another_device_serves_where_it_is_complete(
     config_path: Path, tmp_path: Path, monkeypatch, whole: bool, caplog

@@ -55,6 +55,14 @@ def flip_byte(path: Path, at: int = 20) -> None:
     path.write_bytes(content)
 
 
+def test_a_value_that_float32_cannot_hold_is_refused(tmp_path: Path):
+    store = stores.make(tmp_path, {**FIELDS, "stored": "float32"}, 20, np.arange(ROWS))
+    store.add(("gap", 3))
+    with pytest.raises(StoreError, match=r"tile \(0, 0\) came out inf for gap at depth 3"):
+        store.write((0, 0), {("gap", 3): np.full((ROWS, COLUMNS), 1e39)})
+    assert not store.finished(("gap", 3))
+
+
 @given(
     st.integers(1, 15),
     st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=8),

@@ -12,9 +12,11 @@ from exact_ntk.errors import ConfigError, NtkError
 from exact_ntk.gram.store import GramStore
 from exact_ntk.kernels import cntk
 from exact_ntk.records import EarlyStopped
-from exact_ntk.regression import early_stopping
-from exact_ntk.regression.early_stopping import NoFlow, over_draws, stop_early
+from exact_ntk.regression import early_stopping, stage
+from exact_ntk.regression.early_stopping import NoFlow, over_draws, require_memory, stop_early
 from exact_ntk.regression.gradient_flow import GradientFlow
+from exact_ntk.regression.matrix import Held
+from exact_ntk.regression.plan import DoesNotFit, SolvePlan
 from exact_ntk.regression.solve import targets
 from exact_ntk.regression.stage import solve_cells
 from exact_ntk.report.collect import collect
@@ -88,7 +90,7 @@ def test_a_ridge_is_that_of_the_solve():
     k = features @ features.T
     labels = np.arange(30) % 3
     y = targets(labels, 3)
-    found = stop_early(k[:20, :20], k[20:, :20], labels[:20], labels[20:], y[:20], 0.2, 1000.0)
+    found = stop_early(Held(k[:20, :20]), Held(k[20:, :20]), labels[:20], labels[20:], y[:20], 0.2, 1000.0)
     k_fit = k[4:20, 4:20] + 1000.0 * k[4:20, 4:20].diagonal().mean() * torch.eye(16, dtype=torch.float64)
     outputs = k[20:, 4:20] @ torch.linalg.solve(k_fit, y[4:20])
     assert found.test_at_infinity == 100 * np.mean(outputs.argmax(1).numpy() == labels[20:])
@@ -112,12 +114,15 @@ def test_mistakes_are_named(config_path: Path, tmp_path: Path):
         load_config(str(config_path), ["columns.0.early_stopping.holdout=1.5"])
     with pytest.raises(ConfigError, match="did you mean holdout"):
         load_config(str(config_path), ["columns.0.early_stopping.holdut=0.5"])
-    with pytest.raises(NtkError, match=f"column {COLUMN}, depth 3, early_stopping: holdout 0.001 of 20 images"):
+    with pytest.raises(NtkError, match=f"column {COLUMN}, depth 3: early_stopping: holdout 0.001 of 20 images"):
         solved(config_path, tmp_path, "columns.0.early_stopping.holdout=0.001")
 
 
 def test_a_matrix_without_a_flow_keeps_its_regression(config_path: Path, tmp_path: Path, monkeypatch, caplog):
-    monkeypatch.setattr(GramStore, "read", lambda self, readout, depth, rows, columns: -np.eye(len(rows), len(columns)))
+    def negative(self, readout, depth, rows, columns):
+        yield np.arange(len(rows)), np.arange(len(columns)), -np.equal.outer(rows, columns).astype(float)
+
+    monkeypatch.setattr(GramStore, "pieces", negative)
     table, _ = solved(config_path, tmp_path, "columns.0.early_stopping={}")
     results = collect(table).results
     record = results.cell(COLUMN, 4)
@@ -144,8 +149,24 @@ def test_draws_without_a_flow_are_counted(config_path: Path, tmp_path: Path, mon
     assert "1 of 2 draws have no gradient flow and are left out" in "\n".join(notes(results))
 
 
+def test_what_cannot_fit_is_refused_before_anything_is_solved(config_path: Path, tmp_path: Path, monkeypatch):
+    require_memory(40, 0.25, 0, 8 * 3 * 30 * 30)
+    with pytest.raises(DoesNotFit, match=r"early_stopping: the eigendecomposition of 30 images takes 0\.1 MB") as error:
+        require_memory(40, 0.25, 0, 8 * 3 * 30 * 30 - 7)
+    assert error.value.missing == 7
+    require_memory(40, 0.75, 0, 8 * 10 * 70)
+    with pytest.raises(DoesNotFit):
+        require_memory(40, 0.75, 0, 8 * 10 * 70 - 1)
+    monkeypatch.setattr(stage, "plan_solve", lambda *_: SolvePlan(40, (range(1),), 0, 0))
+    monkeypatch.setattr(stage, "kernel_regression", None)
+    table = table_of(config_path, tmp_path, "columns.0.early_stopping={}")
+    fill(table, every=False)
+    with pytest.raises(NtkError, match=r"column CNTK-V-20, depth 3: early_stopping: .* would have to be"):
+        solve_cells(table.kernel_cells[:1], table.device, 1)
+
+
 def test_a_negative_eigenvalue_is_no_flow():
     k = torch.diag(torch.tensor([2.0, 1.0, -0.5, 1.0], dtype=torch.float64))
     labels = np.array([0, 1, 0, 1])
     with pytest.raises(NoFlow, match="eigenvalue"):
-        stop_early(k, k, labels, labels, targets(labels, 2), 0.25, 0.0)
+        stop_early(Held(k), Held(k), labels, labels, targets(labels, 2), 0.25, 0.0)

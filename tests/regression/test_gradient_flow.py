@@ -107,6 +107,29 @@ def test_early_stopping_finds_the_peak():
     assert math.isinf(float(found.times[-1]))
 
 
+def test_accuracy_over_time_is_that_of_the_predictions():
+    k, k_held_out, y, f0, f0_held_out = problem()
+    flow, labels = GradientFlow(k, y), torch.arange(M) % 3
+    for start in ((None, None), (f0, f0_held_out)):
+        found = flow.early_stopping(k_held_out, labels, None, *start)
+        for t, accuracy in zip(found.times.tolist(), found.accuracies, strict=True):
+            guess = flow.predict(k_held_out, t, *start).argmax(1)
+            assert float(accuracy) == pytest.approx(100 * float((guess == labels).double().mean()))
+    with pytest.raises(ValueError, match="both"):
+        flow.early_stopping(k_held_out, labels, None, f0)
+
+
+def test_overwriting_is_in_place_and_changes_no_bit():
+    k, _, y, _, _ = problem()
+    before = k.clone()
+    kept, overwritten = GradientFlow(k, y), k.contiguous()
+    flow = GradientFlow(overwritten, y, overwrite=True)
+    assert torch.equal(k, before)
+    assert flow.eigenvectors.data_ptr() == overwritten.data_ptr()
+    assert torch.equal(flow.eigenvectors, kept.eigenvectors)
+    assert torch.equal(flow.eigenvalues, kept.eigenvalues)
+
+
 def test_works_from_a_gram_store(tmp_path):
     arrays = digit_arrays(40, 20)
     x = torch.cat([torch.from_numpy(arrays[key]).permute(0, 3, 1, 2).float() / 255 for key in ("x_train", "x_test")])

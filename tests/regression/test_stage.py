@@ -1,7 +1,9 @@
 """The solve stage: what is kept of a draw, and nothing solved twice, too early, or lost with its store."""
 
 import contextlib
+import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -15,8 +17,10 @@ from exact_ntk.gram import fill as filling
 from exact_ntk.gram.store import GramStore
 from exact_ntk.kernels import cntk
 from exact_ntk.locks import try_lock
-from exact_ntk.records import KernelRecord
-from exact_ntk.regression import stage
+from exact_ntk.memory import parse_bytes
+from exact_ntk.records import KernelRecord, SolvedDraw, read_record
+from exact_ntk.regression import plan, stage
+from exact_ntk.regression.panels import PanelFiles
 from exact_ntk.regression.solve import targets
 from exact_ntk.regression.stage import solve_cells
 from exact_ntk.report.collect import collect
@@ -80,11 +84,10 @@ def test_what_is_kept_of_a_draw_needs_no_store_any_more(config_path: Path, tmp_p
     np.testing.assert_array_equal(kept["label"], table.images.y[d.test])
     assert kept["from_test_set"].all()
     assert 100 * np.mean(kept["outputs"].argmax(1) == kept["label"]) == pytest.approx(record.accuracy)
-    eigenvalues = np.linalg.eigvalsh(k)
     (draw,) = record.by_draw
-    assert draw.largest_eigenvalue == pytest.approx(eigenvalues[-1], rel=0.05)
-    assert draw.smallest_eigenvalue == pytest.approx(eigenvalues[0], rel=0.05)
-    assert draw.condition == draw.largest_eigenvalue / draw.smallest_eigenvalue
+    assert draw.one_norm == pytest.approx(np.linalg.norm(k, 1))
+    assert draw.inverse_one_norm == pytest.approx(np.linalg.norm(np.linalg.inv(k), 1), rel=0.05)
+    assert draw.one_norm_condition == draw.one_norm * draw.inverse_one_norm
     order = np.argsort(table.images.y[d.train], kind="stable")
     scale = np.sqrt(np.diagonal(k))
     np.testing.assert_allclose(kept["heat_map"], (k / scale / scale[:, None])[np.ix_(order, order)], rtol=1e-6)
@@ -214,13 +217,13 @@ def test_an_indefinite_matrix_is_marked_everywhere_or_stops_by_name(
     config_path: Path, tmp_path: Path, monkeypatch, caplog
 ):
     table = prepared(config_path, tmp_path)
-    real = GramStore.read
+    real = GramStore.pieces
 
     def indefinite(self, readout, depth, rows, columns):
-        k = real(self, readout, depth, rows, columns)
-        return k - 2 * k.max() * np.eye(*k.shape)
+        for i, j, values in real(self, readout, depth, rows, columns):
+            yield i, j, values - 1e4 * np.equal.outer(rows[i], columns[j])
 
-    monkeypatch.setattr(GramStore, "read", indefinite)
+    monkeypatch.setattr(GramStore, "pieces", indefinite)
     solve(table)
     assert all(r.indefinite for r in records(table))
     first = table.images.image_index[0]
@@ -258,9 +261,9 @@ def test_a_solution_with_a_large_residual_is_no_cell_and_fails_again(config_path
 
 def test_a_cell_that_cannot_be_solved_stops_no_other(config_path: Path, tmp_path: Path, caplog):
     table = prepared(config_path, tmp_path, "columns.0.early_stopping={holdout: 0.001}")
-    with pytest.raises(NtkError, match="column CNTK-V-20, depth 3, early_stopping: holdout"):
+    with pytest.raises(NtkError, match="column CNTK-V-20, depth 3: early_stopping: holdout"):
         solve(table)
-    assert "column CNTK-V-20, depth 4, early_stopping: holdout" in caplog.text
+    assert "column CNTK-V-20, depth 4: early_stopping: holdout" in caplog.text
     assert {r.column for r in records(table)} == {"CNTK-GAP-40", "NNGP-GAP-40"}
 
 
@@ -282,3 +285,55 @@ def test_the_record_says_which_values_served(config_path: Path, tmp_path: Path):
     table = table_of(config_path, tmp_path)
     solve(table)
     assert {(r.backend, r.dtype) for r in records(table)} == {("reference-cpu", "float64")}
+
+
+def test_panels_outlive_an_interruption_and_go_once_the_cell_stands(config_path: Path, tmp_path: Path, monkeypatch):
+    whole = prepared(config_path, tmp_path / "whole")
+    solve(whole)
+    table = prepared(config_path, tmp_path / "cut")
+    monkeypatch.setattr(plan, "FILES_FROM_FLOPS", 0)
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(stage, "multiply", lambda *_: os.kill(os.getpid(), 2))
+        solve(table)
+    (kept,) = (tmp_path / "cut" / "solve").glob("*.panels/*")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "write_json", lambda *_: os.kill(os.getpid(), 2))
+        patch.setattr(PanelFiles, "write", None)  # it goes on from what is there
+        with contextlib.suppress(KeyboardInterrupt):
+            solve(table)
+    assert kept.exists()
+    assert solve(table) == 8
+    assert not list((tmp_path / "cut" / "solve").glob("*.panels"))
+    assert records(table) == records(whole)
+    left = next((tmp_path / "cut" / "solve").glob("*.json")).with_suffix(".panels")
+    left.mkdir()
+    assert solve(table) == 0
+    assert not left.exists()
+
+
+def test_the_way_is_said_and_recorded_and_what_cannot_fit_is_refused_with_the_number(
+    config_path: Path, tmp_path: Path, caplog
+):
+    caplog.set_level(logging.INFO, "ntk")
+    table = prepared(config_path, tmp_path)
+    few = stage.PROGRAM_BYTES + table.images.x.nbytes
+    with pytest.raises(NtkError, match=r"column CNTK-V-20, depth 3: a system of 20 images takes .* MB of memory"):
+        solve_cells(table.kernel_cells, table.device, few)
+    number = re.search(r"--memory is .*, and would have to be (.*)$", caplog.text, re.MULTILINE)
+    assert solve_cells(table.kernel_cells, table.device, parse_bytes(number[1], "--memory")) == 8
+    assert re.search(r"CNTK-V-20: 20 images: 1 panel of .* all in memory; takes .* of .* GFLOP/s", caplog.text)
+    kept = [read_record(path, SolvedDraw) for path in (tmp_path / "solve").glob("*.json")]
+    assert {draw.provenance["factor"] for draw in kept} == {"in memory"}
+    assert all(draw.provenance["peak_resident_bytes"] > 50e6 for draw in kept)
+
+
+def test_a_disk_without_room_for_panels_is_said_or_refused(config_path: Path, tmp_path: Path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "ntk")
+    table = prepared(config_path, tmp_path)
+    monkeypatch.setattr(PanelFiles, "space_missing", lambda self: 5_000_000)
+    monkeypatch.setattr(plan, "FILES_FROM_FLOPS", 0)
+    assert solve(table) == 8
+    assert "not to be resumed: the disk of" in caplog.text
+    monkeypatch.setattr(plan.SolvePlan, "in_memory", False)
+    with pytest.raises(NtkError, match=r"column .* whose disk lacks 5.0 MB: make room, or give more --memory"):
+        solve(prepared(config_path, tmp_path, "columns.*.ridge=0.1"))

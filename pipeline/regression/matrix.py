@@ -1,0 +1,132 @@
+"""Kernel matrices that are read in pieces, so that no more of one is in memory than what is being worked on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exact_ntk.gram.store import Array, GramStore
+
+# Rows multiplied at once: fixed, for it decides the last bits of a product. How many are read at once does not.
+BLOCK_ROWS = 512
+BATCH_BYTES = 2 << 30
+
+Piece = tuple[np.ndarray, np.ndarray, Tensor]
+
+
+class Matrix(Protocol):
+    """A matrix (rows, columns) of kernel values; a square one is symmetric."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def piece_bytes(self) -> int:
+        """What the largest piece takes in memory while it is read."""
+        ...
+
+    def pieces(self, rows: slice, columns: slice) -> Iterator[Piece]:
+        """Every entry of a block once, as (i, j, values): the entries i x j of the whole matrix, in any order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """A matrix that is in memory, on any device."""
+
+    values: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.values.shape[0], self.values.shape[1]
+
+    @property
+    def piece_bytes(self) -> int:
+        return 0
+
+    def pieces(self, rows: slice, columns: slice) -> Iterator[Piece]:
+        yield np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop), self.values[rows, columns]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """K[rows, columns] of an array of a Gram store, by positions; read tile by tile."""
+
+    store: GramStore
+    array: Array
+    rows: np.ndarray
+    columns: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.rows), len(self.columns)
+
+    @property
+    def piece_bytes(self) -> int:
+        # The file, its values, and their copy in another order.
+        return 3 * 8 * self.store.shape.side**2
+
+    def pieces(self, rows: slice, columns: slice) -> Iterator[Piece]:
+        for i, j, values in self.store.pieces(*self.array, self.rows[rows], self.columns[columns]):
+            yield i + rows.start, j + columns.start, torch.from_numpy(values)
+
+
+def _span(index: np.ndarray) -> slice | Tensor:
+    """The same places as a slice where they are consecutive: nothing is then copied on the way."""
+    first, last = int(index[0]), int(index[-1])
+    if last - first == len(index) - 1 and bool((np.diff(index) == 1).all()):
+        return slice(first, last + 1)
+    return torch.from_numpy(index)
+
+
+def select(values: Tensor, i: np.ndarray, j: np.ndarray) -> Tensor:
+    """values[i, j], the block of all i x j."""
+    return values[_span(i)][:, _span(j)]
+
+
+def place(out: Tensor, i: np.ndarray, j: np.ndarray, values: Tensor) -> None:
+    """out[i, j] = values, the block of all i x j."""
+    rows, columns = _span(i), _span(j)
+    if isinstance(rows, Tensor) and isinstance(columns, Tensor):
+        out[rows.to(out.device)[:, None], columns.to(out.device)] = values.to(out)
+    else:
+        out[rows, columns] = values.to(out.device)
+
+
+def block(matrix: Matrix, rows: slice, columns: slice) -> Tensor:
+    """A block as float64 on the CPU. Raises StoreError where it is damaged, Incomplete where tiles are missing."""
+    out = torch.empty((rows.stop - rows.start, columns.stop - columns.start), dtype=torch.float64)
+    for i, j, values in matrix.pieces(rows, columns):
+        place(out, i - rows.start, j - columns.start, values)
+    return out
+
+
+def row_blocks(matrix: Matrix, device: torch.device, budget: int) -> Iterator[tuple[slice, Tensor]]:
+    """The matrix in blocks of BLOCK_ROWS whole rows on a device; many are read at once, so that few tiles are twice."""
+    height, width = matrix.shape
+    step = max(1, min(budget, BATCH_BYTES) // (8 * width * BLOCK_ROWS)) * BLOCK_ROWS
+    for first in range(0, height, step):
+        batch = block(matrix, slice(first, min(first + step, height)), slice(0, width))
+        for at in range(0, len(batch), BLOCK_ROWS):
+            part = batch[at : at + BLOCK_ROWS]
+            yield slice(first + at, first + at + len(part)), part.to(device)
+
+
+def multiply(matrix: Matrix, x: Tensor, budget: int) -> Tensor:
+    """K x, (rows, outputs) on x's device, holding at most about `budget` bytes of K."""
+    out = torch.empty((matrix.shape[0], x.shape[1]), dtype=x.dtype, device=x.device)
+    for rows, part in row_blocks(matrix, x.device, budget):
+        out[rows] = part @ x
+    return out
+
+
+def mean_diagonal(matrix: Matrix) -> float:
+    """Mean of the diagonal, of a square matrix."""
+    n, total = matrix.shape[0], 0.0
+    for first in range(0, n, BLOCK_ROWS):
+        at = slice(first, min(first + BLOCK_ROWS, n))
+        total += float(block(matrix, at, at).diagonal().sum())
+    return total / n
