@@ -2,9 +2,11 @@
 
 import json
 import sys
+from pathlib import Path
 
-from benchmarks import accuracy, cnn_speed
+from benchmarks import accuracy, cnn_speed, float32_store
 from exact_ntk.kernels.fused import build
+from tests.made_up import fill, table_of
 
 
 def test_the_errors_of_the_fused_kernels_are_listed_by_readout_and_depth(monkeypatch, capsys):
@@ -26,3 +28,19 @@ def test_training_is_timed_beside_a_plain_model(monkeypatch, capsys):
     _, *lines = map(json.loads, capsys.readouterr().out.splitlines())
     assert [(line["readout"], line["depth"]) for line in lines] == [("vanilla", 3), ("gap", 3)]
     assert all(line["ratio"] > 0 and line["memory_estimate_mib"] > 0 for line in lines)
+
+
+def test_rounded_values_are_solved_beside_the_unrounded(config_path: Path, tmp_path: Path, monkeypatch, capsys):
+    fill(table_of(config_path, tmp_path / "tiny"), every=False)
+    monkeypatch.setattr(sys, "argv", ["float32_store.py", str(config_path), str(tmp_path), "30"])
+    float32_store.main()
+    lines = [[part.strip() for part in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [line[:3] for line in lines] == [
+        ["CNTK-GAP-40", "3", "30"],
+        ["CNTK-GAP-40", "4", "30"],
+        ["NNGP-GAP-40", "2", "30"],
+        ["NNGP-GAP-40", "3", "30"],
+    ]
+    # Rounding is seen, and is no more than that of float32 over the smallest eigenvalue.
+    assert all(1e-9 < float(line[6]) < 1e-7 / float(line[7]) * 30 for line in lines)
+    assert all(abs(float(line[3]) - float(line[4])) < 10 for line in lines)
