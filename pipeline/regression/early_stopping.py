@@ -30,7 +30,7 @@ def split(n: int, holdout: float) -> int:
     return held_out
 
 
-def require_memory(n: int, holdout: float, piece_bytes: int, budget: int) -> None:
+def require_fit(n: int, holdout: float, piece_bytes: int, budget: int) -> None:
     """Raise NtkError, with the number that would do, unless `stop_early` fits in so many bytes."""
     held_out = split(n, holdout)
     fit = n - held_out

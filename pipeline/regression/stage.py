@@ -159,7 +159,7 @@ class Solver:
         budget = self.memory - PROGRAM_BYTES - images.x.nbytes
         plan = plan_solve(n, len(images.classes), k_train.piece_bytes, budget)
         if early:
-            early_stopping.require_memory(n, early.holdout, k_train.piece_bytes, budget)
+            early_stopping.require_fit(n, early.holdout, k_train.piece_bytes, budget)
         return plan
 
     def _would_do(self, error: NtkError) -> str:

@@ -13,7 +13,7 @@ from exact_ntk.gram.store import GramStore
 from exact_ntk.kernels import cntk
 from exact_ntk.records import EarlyStopped
 from exact_ntk.regression import early_stopping, stage
-from exact_ntk.regression.early_stopping import NoFlow, over_draws, require_memory, stop_early
+from exact_ntk.regression.early_stopping import NoFlow, over_draws, require_fit, stop_early
 from exact_ntk.regression.gradient_flow import GradientFlow
 from exact_ntk.regression.matrix import Held
 from exact_ntk.regression.plan import DoesNotFit, SolvePlan
@@ -150,13 +150,13 @@ def test_draws_without_a_flow_are_counted(config_path: Path, tmp_path: Path, mon
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_solved(config_path: Path, tmp_path: Path, monkeypatch):
-    require_memory(40, 0.25, 0, 8 * 3 * 30 * 30)
+    require_fit(40, 0.25, 0, 8 * 3 * 30 * 30)
     with pytest.raises(DoesNotFit, match=r"early_stopping: the eigendecomposition of 30 images takes 0\.1 MB") as error:
-        require_memory(40, 0.25, 0, 8 * 3 * 30 * 30 - 7)
+        require_fit(40, 0.25, 0, 8 * 3 * 30 * 30 - 7)
     assert error.value.missing == 7
-    require_memory(40, 0.75, 0, 8 * 10 * 70)
+    require_fit(40, 0.75, 0, 8 * 10 * 70)
     with pytest.raises(DoesNotFit):
-        require_memory(40, 0.75, 0, 8 * 10 * 70 - 1)
+        require_fit(40, 0.75, 0, 8 * 10 * 70 - 1)
     monkeypatch.setattr(stage, "plan_solve", lambda *_: SolvePlan(40, (range(1),), 0, 0))
     monkeypatch.setattr(stage, "kernel_regression", None)
     table = table_of(config_path, tmp_path, "columns.0.early_stopping={}")
