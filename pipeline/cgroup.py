@@ -75,7 +75,7 @@ def memory_limit(root: Path = ROOT) -> int:
     return min(most, default=sys.maxsize)
 
 
-def available_memory(root: Path = ROOT) -> int:
+def memory_left(root: Path = ROOT) -> int:
     """Bytes that the process can still get without swapping or being killed."""
     free = [int(line.split()[1]) * 1024 for line in _lines(root / "proc/meminfo") if line.startswith("MemAvailable:")]
     for group in _groups("memory", root):

@@ -34,7 +34,7 @@ def keep_to_cores() -> None:
 
 def available_memory(device: torch.device) -> int:
     """Bytes that a computation on `device` can still get."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else cgroup.available_memory()
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else cgroup.memory_left()
 
 
 def _cpu_info(*keys: str) -> str | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from exact_ntk.cgroup import available_memory, cpu_quota, memory_limit
+from exact_ntk.cgroup import cpu_quota, memory_left, memory_limit
 
 HYBRID = """31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
 32 31 0:29 {top} /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
@@ -92,29 +92,29 @@ def test_a_mount_with_a_space_in_its_name(tmp_path: Path):
 
 def test_memory_is_what_the_machine_and_every_group_still_have(tmp_path: Path):
     mounts = UNIFIED.format(top="/", place="/sys/fs/cgroup")
-    assert available_memory(machine(tmp_path, "0::/a", mounts, {})) == 64 << 30
+    assert memory_left(machine(tmp_path, "0::/a", mounts, {})) == 64 << 30
     there = {
         f"{GROUP}/a/memory.max": f"{8 << 30}\n",
         f"{GROUP}/a/memory.current": f"{5 << 30}\n",
         f"{GROUP}/a/memory.stat": f"anon 1\ninactive_file {1 << 30}\n",
     }
-    assert available_memory(machine(tmp_path, "0::/a", mounts, there)) == 4 << 30
-    assert available_memory(machine(tmp_path, "0::/a", mounts, there, free=1 << 20)) == 1 << 30
+    assert memory_left(machine(tmp_path, "0::/a", mounts, there)) == 4 << 30
+    assert memory_left(machine(tmp_path, "0::/a", mounts, there, free=1 << 20)) == 1 << 30
     assert memory_limit(machine(tmp_path, "0::/a", mounts, there)) == 8 << 30
     assert memory_limit(machine(tmp_path, "0::/a", mounts, there, free=1 << 20)) == 2 << 30
     over = {**there, f"{GROUP}/a/memory.current": f"{20 << 30}\n"}
-    assert available_memory(machine(tmp_path, "0::/a", mounts, over)) == 0
+    assert memory_left(machine(tmp_path, "0::/a", mounts, over)) == 0
     memory = "sys/fs/cgroup/memory/job"
     first = {
         f"{memory}/memory.limit_in_bytes": f"{2 << 30}\n",
         f"{memory}/memory.usage_in_bytes": f"{1 << 30}\n",
         f"{memory}/memory.stat": "inactive_file 5\ntotal_inactive_file 7\n",
     }
-    found = available_memory(machine(tmp_path / "first", "3:memory:/job", HYBRID.format(top="/"), first))
+    found = memory_left(machine(tmp_path / "first", "3:memory:/job", HYBRID.format(top="/"), first))
     assert found == (1 << 30) + 7
     assert memory_limit(tmp_path / "first") == 2 << 30
 
 
 def test_here_there_is_some():
     assert cpu_quota() is None or cpu_quota() > 0
-    assert available_memory() > 1 << 20
+    assert memory_left() > 1 << 20

@@ -42,5 +42,5 @@ def test_what_the_user_asks_for_stays(variable: str, monkeypatch):
 
 
 def test_memory_of_the_host_is_the_control_groups(monkeypatch):
-    monkeypatch.setattr(cgroup, "available_memory", lambda: 123)
+    monkeypatch.setattr(cgroup, "memory_left", lambda: 123)
     assert available_memory(torch.device("cpu")) == 123

@@ -120,6 +120,7 @@ def test_integers_and_flags_of_any_kind_will_do():
     assert torch.equal(ntk(V, hidden_layers=np.int64(2)), ntk(V, hidden_layers=2))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch.func itself
 def test_a_gradient_is_refused_and_never_dropped():
     """A training loop would see a kernel that does not depend on the images."""
     x, v = X.clone().requires_grad_(), V.clone().requires_grad_()
