@@ -165,6 +165,22 @@ def test_the_next_compiler_takes_the_place_of_one_that_fails(tmp_path: Path, mon
     assert compilations(caplog) == 2  # it is not seen to fail again
 
 
+def test_a_wrapper_that_fails_is_not_what_it_wraps(tmp_path: Path, monkeypatch):
+    """It says it is of the same version, and g++ works all the same."""
+    script = "[ $1 = --version ] || set -- -no-such-option \"$@\"; exec g++ \"$@\""
+    monkeypatch.setenv("CXX", program(tmp_path / "wrapper", script))
+    assert answer(tmp_path / "cache") == 42
+
+
+def test_one_compiler_by_two_names_is_tried_once(tmp_path: Path, monkeypatch, caplog):
+    fails = program(tmp_path / "g++", "[ $1 = --version ] && echo g++ 1 && exit; echo 'error: no' >&2; exit 1")
+    (tmp_path / "c++").symlink_to(fails)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/nowhere")
+    with pytest.raises(build.CompileError, match="error: no: install"):
+        answer(tmp_path / "cache")
+    assert compilations(caplog) == 1
+
+
 def test_a_compiler_whose_libraries_cannot_be_opened_is_one_that_fails(tmp_path: Path, monkeypatch, caplog):
     """As of CXX=gcc, which links without C++'s own library."""
     script = "[ $1 = --version ] && exit; for out; do :; done; echo 'int no(); int answer() { return no(); }' >$out.cpp"

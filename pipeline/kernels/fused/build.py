@@ -238,7 +238,8 @@ def build_library(folder: Path | None, flags: tuple[str, ...] = FLAGS) -> ctypes
     for cxx in compilers():
         try:
             version = _run([*cxx, "--version"])
-            if (who := version.partition(" ")[2]) and who in tried:
+            who = os.path.realpath(cxx[0]), version.partition(" ")[2]
+            if who in tried:
                 continue  # the same one by another name
             tried.add(who)
             names.append(f"{stem}-{digest(shlex.join(cxx), version)[:8]}.so")
