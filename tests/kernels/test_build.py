@@ -167,7 +167,7 @@ def test_the_next_compiler_takes_the_place_of_one_that_fails(tmp_path: Path, mon
 
 def test_a_wrapper_that_fails_is_not_what_it_wraps(tmp_path: Path, monkeypatch):
     """It says it is of the same version, and g++ works all the same."""
-    script = "[ $1 = --version ] || set -- -no-such-option \"$@\"; exec g++ \"$@\""
+    script = '[ $1 = --version ] || set -- -no-such-option "$@"; exec g++ "$@"'
     monkeypatch.setenv("CXX", program(tmp_path / "wrapper", script))
     assert answer(tmp_path / "cache") == 42
 
