@@ -1,7 +1,9 @@
 """Data sets: raw images and labels, checked in full when they are loaded, and their normalisation."""
 
+import importlib.util
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -113,12 +115,21 @@ def _arrays(spec: Digits | Cifar10 | Npz, tested: bool) -> tuple[str, dict[str, 
 
 
 def _digits() -> dict[str, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    images = (images.reshape(-1, 8, 8, 1) / 16).astype(np.float32)
+    rows = _digits_rows()
+    images, labels = (rows[:, :-1].reshape(-1, 8, 8, 1) / 16).astype(np.float32), rows[:, -1].astype(np.int64)
     n = DIGITS_TRAIN
     return {"x_train": images[:n], "y_train": labels[:n], "x_test": images[n:], "y_test": labels[n:]}
+
+
+def _digits_rows() -> np.ndarray:
+    """(1797, 65): pixels, label. From scikit-learn's file; importing scikit-learn would take a second."""
+    package = importlib.util.find_spec("sklearn")
+    file = Path(package.origin).parent / "datasets/data/digits.csv.gz" if package and package.origin else None
+    if file and file.exists():
+        return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    return np.column_stack(load_digits(return_X_y=True))
 
 
 def _part(

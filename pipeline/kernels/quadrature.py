@@ -13,7 +13,6 @@ from functools import cache
 
 import numpy as np
 import torch
-from scipy.special import roots_hermitenorm
 from torch import Tensor
 
 from exact_ntk.kernels.arccos import snap_to_unit
@@ -99,6 +98,8 @@ def require_smooth_but_at_zero(f: Function) -> None:
 @cache
 def _hermite_rule(device: torch.device) -> tuple[Tensor, Tensor]:
     """Nodes z (n,) and the matrix w_i h_k(z_i) (n, n), h_k orthonormal under N(0, 1)."""
+    from scipy.special import roots_hermitenorm  # a quarter of a second that few calls need
+
     z, w = roots_hermitenorm(HERMITE_NODES)
     h = np.empty((HERMITE_NODES, HERMITE_NODES))
     h[0], h[1] = 1.0, z

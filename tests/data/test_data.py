@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from exact_ntk.config import Cifar10, Digits, Npz
 from exact_ntk.data import load_dataset, normalisation, normalise
@@ -21,6 +22,19 @@ def test_digits_are_the_first_1000_and_the_last_797():
     assert data.x_test.shape == (797, 8, 8, 1)
     assert (data.x_train.min(), data.x_train.max()) == (0, 1)
     assert len(data.classes) == 10
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_digits_are_scikit_learns(moved, monkeypatch):
+    """Also where its file lies elsewhere than it does today."""
+    if moved:
+        monkeypatch.setattr("exact_ntk.data.importlib.util.find_spec", lambda name: None)
+    data = load_dataset(Digits(dataset="digits"))
+    x, y = load_digits(return_X_y=True)
+    found = np.concatenate([data.x_train, data.x_test])
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.reshape(-1, 64) * 16, x)
+    np.testing.assert_array_equal(np.concatenate([data.y_train, data.y_test]), y)
 
 
 def test_normalised_training_images_have_mean_0_and_deviation_1():
