@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -67,7 +68,10 @@ def remove_partials(path: Path) -> None:
     """Remove what killed writers of `path` have left beside it; only for whoever holds the lock under which it is
     written."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def require_writable(folder: Path) -> None:

@@ -39,7 +39,7 @@ def try_lock(path: Path) -> Lock | None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, remove: bool = False) -> Iterator[None]:
+def locked(path: Path, remove: bool = False) -> Iterator[Lock]:
     """Hold the lock, once every other process has let go; remove: the file goes afterwards.
 
     Raises NtkError where the file cannot be written.
@@ -47,7 +47,7 @@ def locked(path: Path, remove: bool = False) -> Iterator[None]:
     lock = _lock(path, fcntl.LOCK_EX)
     assert lock is not None
     try:
-        yield
+        yield lock
     finally:
         lock.release(remove)
 

@@ -21,7 +21,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from exact_ntk.errors import Incomplete, NtkError, StoreError
-from exact_ntk.files import digest, fingerprint
+from exact_ntk.files import digest, fingerprint, remove_partials
 from exact_ntk.locks import Lock, locked, try_lock
 from exact_ntk.progress import progress
 
@@ -101,10 +101,21 @@ def make(folder: Path, fields: dict[str, Any], side: int, image_index: np.ndarra
     """
     path = store_path(folder, fields, side)
     if not _is_made(path):
-        with locked(folder / "locks" / path.name):
+        with _making(path):
             if not _is_made(path):
                 _make(path, fields, side, image_index)
     return open(path, fields)
+
+
+@contextlib.contextmanager
+def _making(path: Path) -> Iterator[None]:
+    """Hold the lock under which a store's group and arrays are made, and remove what killed makers have left."""
+    with locked(path.parent / "locks" / path.name) as lock:
+        if lock.sure:
+            remove_partials(path)
+            for leftover in path.glob(".*-L*.partial"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        yield
 
 
 def _is_made(path: Path) -> bool:
@@ -214,9 +225,13 @@ class GramStore:
     def add(self, array: Array) -> None:
         """Make the array if it is not there; where only its metadata are lost they are written anew."""
         place = self.path / array_name(array)
-        if (place / "zarr.json").exists():
-            self._array(array)
-            return
+        if not (place / "zarr.json").exists():
+            with _making(self.path):
+                if not (place / "zarr.json").exists():
+                    self._make_array(array, place)
+        self._array(array)
+
+    def _make_array(self, array: Array, place: Path) -> None:
         temporary = self.path / f".{place.name}.{uuid.uuid4().hex}.partial"
         s = self.shape
         try:
@@ -234,13 +249,11 @@ class GramStore:
             if place.is_dir():
                 (temporary / "zarr.json").replace(place / "zarr.json")
             else:
-                with contextlib.suppress(FileExistsError, OSError):
-                    temporary.rename(place)
+                temporary.rename(place)
         except OSError as error:
             raise NtkError(f"cannot make an array in {self.path}: {error.strerror or error}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self._array(array)
 
     def _attributes(self, array: Array) -> dict[str, Any]:
         return {

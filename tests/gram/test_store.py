@@ -243,6 +243,29 @@ def test_making_what_is_there_opens_it(tmp_path: Path):
     assert stores.sides_in(tmp_path, FIELDS) == [7, 4]
 
 
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("what", ["create_group", "create_array"])
+def test_what_killed_makers_leave_goes_with_the_next(tmp_path: Path, what: str, monkeypatch):
+    """A store's and an array's: rmtree is kept from tidying up, as by kill -9."""
+
+    def killed(*_, **__):
+        raise KilledError
+
+    make_it = getattr(stores.zarr, what)
+    with monkeypatch.context() as patch:
+        patch.setattr("exact_ntk.gram.store.zarr." + what, lambda *a, **k: (make_it(*a, **k), killed()))
+        patch.setattr("exact_ntk.gram.store.shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(KilledError):
+            filled(tmp_path, 4)
+    assert list(tmp_path.glob("**/.*.partial"))
+    store = filled(tmp_path, 4)
+    assert not list(tmp_path.glob("**/.*.partial"))
+    assert store.read("vanilla", 3, [0], [0]).shape == (1, 1)
+
+
 def test_stores_of_an_earlier_format_are_known(tmp_path: Path):
     filled(tmp_path, 4)
     old = tmp_path / f"gram-{fingerprint(FIELDS)}"
