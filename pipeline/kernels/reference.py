@@ -49,7 +49,10 @@ def deviations(x: Tensor, layers: int) -> list[Tensor]:
 
     On the diagonal lam = 1, so the recursion is linear: S_{h+1} = box(S_h / 9).
     """
-    s = box(x.double().square().sum(1), SAME_PIXEL)
+    norms = torch.zeros_like(x[:, 0], dtype=torch.float64)
+    for channel in x.unbind(1):  # one by one: a sum over an axis may be cut by how many images there are
+        norms += channel.double().square()
+    s = box(norms, SAME_PIXEL)
     tables = []
     for _ in range(layers):
         tables.append(s.sqrt())

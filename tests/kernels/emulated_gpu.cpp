@@ -2,8 +2,8 @@
 #include "emulated_warp.h"
 #include GPU_SOURCE
 
-extern "C" int run(const char* name, long x, long y, int threads, const int64_t* arguments) {
-    emulated::grid = {(unsigned)x, (unsigned)y, 1};
+extern "C" int run(const char* name, long blocks, int threads, const int64_t* arguments) {
+    emulated::grid = {(unsigned)blocks, 1, 1};
     emulated::size = {(unsigned)threads, 1, 1};
 #define NTK_KERNEL(kernel) \
     if (!std::strcmp(name, #kernel)) return emulated::launch(kernel, arguments), 0;

@@ -39,10 +39,9 @@ def emulator(device: torch.device, code: str) -> gpu.Launch:
     """In place of `gpu.launcher`."""
     run = library(code).run
 
-    def launch(name: str, grid: tuple[int, ...], threads: int, *arguments: int) -> None:
-        x, y = (*grid, 1)[:2]
+    def launch(name: str, blocks: int, threads: int, *arguments: int) -> None:
         values = (ctypes.c_int64 * len(arguments))(*arguments)
-        assert run(name.encode(), ctypes.c_long(x), ctypes.c_long(y), threads, values) == 0, name
+        assert run(name.encode(), ctypes.c_long(blocks), threads, values) == 0, name
 
     return launch
 

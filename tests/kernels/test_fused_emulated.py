@@ -133,8 +133,9 @@ def test_symmetric_half_and_exact_diagonal():
 @needs_compiler
 def test_multiply_adds():
     code, out = gpu.source(find_layout(1, 1), False, False), torch.zeros(64)
-    emulated_gpu.emulator(torch.device("cpu"), code)("ntk_multiply_adds", (2,), 32, 3, out.data_ptr())
-    expected = sum(((t + c) - 1) * 0.999**3 + 1 for t in [torch.arange(32).double()] for c in range(8))
+    emulated_gpu.emulator(torch.device("cpu"), code)("ntk_multiply_adds", 2, 32, 3, out.data_ptr())
+    steps, t = 3 * gpu.CHAIN_STEPS, torch.arange(32).double()
+    expected = sum(((t + c) - 1) * 0.999**steps + 1 for c in range(gpu.CHAINS))
     torch.testing.assert_close(out.double(), expected.repeat(2), rtol=1e-5, atol=1e-5)
 
 
@@ -147,7 +148,7 @@ def test_the_emulated_warp_stops_where_lanes_diverge(tmp_path):
     out, library = torch.zeros(32), emulated_gpu.library(code)._name
     script = "import ctypes, sys; d = ctypes.CDLL(sys.argv[1]); o = (ctypes.c_float * 32)(); "
     script += "a = (ctypes.c_int64 * 2)(int(sys.argv[2]), ctypes.addressof(o)); "
-    script += "d.run(b'ntk_multiply_adds', ctypes.c_long(1), ctypes.c_long(1), 32, a)"
+    script += "d.run(b'ntk_multiply_adds', ctypes.c_long(1), 32, a)"
     fine, bad = (subprocess.run([sys.executable, "-c", script, library, n], capture_output=True) for n in ("32", "7"))
     assert fine.returncode == 0
     assert b"different shuffles" in bad.stderr

@@ -39,6 +39,10 @@ constexpr int BLOCKS_AN_SM = LANE_ROWS * LANE_COLUMNS <= 32 ? 16 / WARPS : 1;
 constexpr float NEAR_ONE = 1e-3f;
 constexpr int NEAR_ONE_SHARE = 64;
 constexpr int ZERO_OFFSET_THREADS = PIXELS < 256 ? (PIXELS + 31) / 32 * 32 : 256;
+// Vanilla: a block's first images, and its second ones.
+constexpr int DOWN = WARPS % 2 ? 1 : 2, WARPS_ACROSS = WARPS / DOWN, ACROSS = WARPS_ACROSS * PLANES;
+// Of the rate at which multiply-adds start: a round has so many a chain that its loop costs nothing beside them.
+constexpr int CHAINS = 8, CHAIN_STEPS = 32;
 constexpr unsigned ALL = 0xffffffffu;
 
 // Copies to shared memory that the thread does not wait for, where the machine has them.
@@ -264,11 +268,11 @@ NTK_INLINE void fill(float* buffer, const float* first, const float* second, int
 extern "C" {
 
 // Global average pooling. A block takes one pair and GROUP offsets d2, with every d1: pair first_pair + blockIdx.x / CHUNKS.
-// images1, images2: (n, channel_stages + layers, 2, PADDED_ROWS, PADDED_COLUMNS).  read (layers): 1 + its place among
-// the layers read out, or 0.  partial (pairs, CHUNKS + 1, 2, reads): sums of R, then of K, from 1 on; 0 is the zero offset.
+// images1, images2: (n, channel_stages + layers, 2, PADDED_ROWS, PADDED_COLUMNS).  read: a bit a layer, 32 a word: whether
+// it is read out.  partial (pairs, CHUNKS + 1, 2, reads): sums of R, then of K, from 1 on; 0 is the zero offset.
 __global__ void __launch_bounds__(THREADS, BLOCKS_AN_SM)
 ntk_pooled(const float* images1, const float* images2, whole n2, whole symmetric, whole first_pair, whole channel_stages,
-           whole layers, const int* read, whole reads, double* partial) {
+           whole layers, const unsigned* read, whole reads, double* partial) {
     __shared__ __align__(16) float buffers[BUFFERS][BUFFER];
     __shared__ double sums[2][2][WARPS];
     const int warp = threadIdx.x / 32, chunk = blockIdx.x % CHUNKS, channels = (int)channel_stages;
@@ -294,13 +298,14 @@ ntk_pooled(const float* images1, const float* images2, whole n2, whole symmetric
         const bool counts = there && (d1 != 0 || d2 != 0);  // the zero offset is computed apart, in double
         const int a = place.row * PADDED_COLUMNS + place.column;
         const int b = STAGE + (there ? group : 0) * 2 * WRAPPED + (place.row + d1) % ROWS * PADDED_COLUMNS + place.column;
+        unsigned bits = 0;  // of `read`, for 32 layers
+        int slot = 0;       // of the next readout
         // Thread 0 adds up the warps' R, thread 1 their K.
         const auto flush = [&](int stage) {
-            const int slot = read[stage - channels];
-            if (!slot || threadIdx.x > 1) return;
+            if (!(bits >> (stage - channels) % 32 & 1) || threadIdx.x > 1) return;
             double sum = 0;
             for (int w = 0; w < WARPS; w++) sum += sums[opaque(stage) % 2][threadIdx.x][w];
-            double* to = out + threadIdx.x * reads + slot - 1;
+            double* to = out + threadIdx.x * reads + slot++;
             *to = round ? *to + sum : sum;
         };
         // Waits for a stage's tables, has the next ones copied, and finishes the sums of the stage before.
@@ -318,7 +323,9 @@ ntk_pooled(const float* images1, const float* images2, whole n2, whole symmetric
             return buffers[BUFFERS == 2 ? stage % 2 : 0];
         };
         const auto leave = [&](int stage, const Tile& s, const Tile& t) {
-            if (!read[stage - channels]) return;
+            const int h = stage - channels;
+            if (h % 32 == 0) bits = read[h / 32];
+            if (!(bits >> h % 32 & 1)) return;
             const double r = lane_sum<32>(counts ? tile_sum(t) : 0.0), k = lane_sum<32>(counts ? tile_sum(s) : 0.0);
             if (threadIdx.x % 32 == 0) sums[stage % 2][0][warp] = r, sums[stage % 2][1][warp] = k;
         };
@@ -354,36 +361,54 @@ __global__ void ntk_collect(const double* partial, const double* scale1, const d
     out[slot * readout + i * row + j] = sum * (scale1[i] * scale2[j]);
 }
 
-// Vanilla: a block takes one or two first images, and PLANES second ones for each of the warps of either. Pairs to be
+// Vanilla: a block takes one or two first images, and PLANES second ones for each of the warps of either. Blocks walk
+// panels, PANEL of them wide and every row high: those at work together then share the tables of few images, and those of
+// a panel's second images stay in the second-level cache. first_block: of this launch. Pairs to be
 // computed again in double, equal by hash or nearly equal, are appended to again[1 ...] with the first readout from which
 // on they are, their number in again[0]. Nearly equal is a matter of the layers up to a readout: its value does not
 // depend on the depths asked for beside it.
 __global__ void __launch_bounds__(THREADS, BLOCKS_AN_SM)
 ntk_vanilla(const float* images1, const float* images2, const double* scale1, const double* scale2, const whole* hash1,
             const whole* hash2, whole n1, whole n2, whole symmetric, whole channel_stages, whole layers,
-            const int* read, whole reads, double* out, whole row, whole readout, int* again) {
-    constexpr int down = WARPS % 2 ? 1 : 2, across = WARPS / down;
+            const unsigned* read, whole reads, double* out, whole row, whole readout, int* again, whole first_block) {
     const int warp = threadIdx.x / 32;
-    const whole last_row = (whole)blockIdx.y * down + down - 1;
-    if (symmetric && (whole)blockIdx.x * across * PLANES > last_row) return;
+    const whole panel_blocks = (n1 + DOWN - 1) / DOWN * PANEL, block = first_block + blockIdx.x;
+    const whole first_row = block % panel_blocks / PANEL * DOWN;
+    const whole first_column = (block / panel_blocks * PANEL + block % PANEL) * ACROSS;
+    if (first_column >= n2 || (symmetric && first_column > first_row + DOWN - 1)) return;
     Place place = Place::of_lane();
-    const whole i = (whole)blockIdx.y * down + warp / across;
-    const whole j = ((whole)blockIdx.x * across + warp % across) * PLANES + place.slot;
+    const whole i = first_row + warp / WARPS_ACROSS;
+    const whole j = first_column + warp % WARPS_ACROSS * PLANES + place.slot;
     const bool there = place.slot < PLANES && i < n1 && j < n2 && (!symmetric || j <= i);
     place.cut(there, 0, 0);
     const whole stages = channel_stages + layers, at = place.row * PADDED_COLUMNS + place.column;
     const float* a = images1 + (there ? i : 0) * stages * STAGE + at;
     const float* b = images2 + (there ? j : 0) * stages * STAGE + at;
     const bool leader = there && threadIdx.x % 32 % LANES == 0;
-    const double scale = there ? scale1[i] * scale2[j] : 0.0;
-    double* to = out + (there ? i * row + j : 0);
-    int near = 0, again_from = there && hash1[i] == hash2[j] ? 0 : (int)reads;
+    // A plane's first lane keeps these in shared memory, for registers are short.
+    __shared__ double* volatile outs[WARPS][PLANES];
+    __shared__ volatile double scales[WARPS][PLANES];
+    __shared__ volatile int again_from[WARPS][PLANES], pairs[WARPS][PLANES];
+    if (leader) {
+        outs[warp][place.slot] = out + i * row + j;
+        scales[warp][place.slot] = scale1[i] * scale2[j];
+        again_from[warp][place.slot] = hash1[i] == hash2[j] ? 0 : (int)reads;
+        pairs[warp][place.slot] = (int)(i * n2 + j);
+    }
+    unsigned bits = 0;
+    int near = 0, slot = 0;
     const auto leave = [&](int h, const Tile& s, const Tile& t) {
-        if (!read[h]) return;
+        if (h % 32 == 0) bits = read[h / 32];
+        if (!(bits >> h % 32 & 1)) return;
         const double r = lane_sum<LANES>(tile_sum(t)), k = lane_sum<LANES>(tile_sum(s));
-        const int so_far = lane_sum<LANES>(near), slot = read[h] - 1;
-        if (so_far * NEAR_ONE_SHARE > PIXELS && slot < again_from) again_from = slot;
-        if (leader) to[slot * readout] = r * scale, to[(reads + slot) * readout] = k * scale;
+        const int so_far = lane_sum<LANES>(near);
+        if (leader) {
+            const int w = opaque((int)threadIdx.x) / 32;
+            if (so_far * NEAR_ONE_SHARE > PIXELS && slot < again_from[w][place.slot]) again_from[w][place.slot] = slot;
+            double* to = outs[w][place.slot] + slot * readout;
+            to[0] = r * scales[w][place.slot], to[reads * readout] = k * scales[w][place.slot];
+        }
+        slot++;
     };
     Tile s = {}, t;
     for (int stage = 0; stage < channel_stages; stage++, a += STAGE, b += STAGE) multiply_channels(s, a, b, TABLE);
@@ -395,27 +420,30 @@ ntk_vanilla(const float* images1, const float* images2, const double* scale1, co
         layer<false, true>(s, t, place, a, b, TABLE, near);
         leave(h, s, t);
     }
-    if (leader && again_from < reads) {
+    if (leader && again_from[warp][place.slot] < reads) {
         int* entry = again + 1 + 2 * atomicAdd(again, 1);
-        entry[0] = (int)(i * n2 + j), entry[1] = again_from;
+        entry[0] = pairs[warp][place.slot], entry[1] = again_from[warp][place.slot];
     }
 }
 
 // The zero offset in double, a block a pair. exact1, exact2 (n, channels + 2 layers, PIXELS): channels, then deviations and
-// reciprocals of each layer. Either for `pairs` pairs from first_pair on, to entry 0 of `partial`; or, where `again` is
-// given, for the pairs that it lists (see ntk_vanilla), to `out`.
+// reciprocals of each layer. For `pairs` pairs from first_pair on, to entry 0 of `partial`; or, where `again` is given, for
+// so many of the pairs that it lists (see ntk_vanilla), to `out`.
 __global__ void __launch_bounds__(ZERO_OFFSET_THREADS)
 ntk_zero_offset(const double* exact1, const double* exact2, const whole* hash1, const whole* hash2, whole n2,
-                whole symmetric, whole first_pair, whole pairs, whole channels, whole layers, const int* read,
+                whole symmetric, whole first_pair, whole pairs, whole channels, whole layers, const unsigned* read,
                 whole reads, double* partial, const int* again, const double* scale1, const double* scale2, double* out,
                 whole row, whole readout) {
     constexpr int EACH = (PIXELS + ZERO_OFFSET_THREADS - 1) / ZERO_OFFSET_THREADS;
     __shared__ double s[PIXELS], t[PIXELS], sums[2][ZERO_OFFSET_THREADS / 32];
     __shared__ int differ;
-    const whole count = again ? again[0] : pairs, floats = (channels + 2 * layers) * PIXELS;
+    const whole floats = (channels + 2 * layers) * PIXELS;
+    whole count = pairs;
+    if (again && again[0] - first_pair < count) count = again[0] - first_pair;
+    if (again) again += 1 + 2 * first_pair;
     for (whole pair = blockIdx.x; pair < count; pair += gridDim.x) {
         whole i, j;
-        find_pair(again ? again[1 + 2 * pair] : first_pair + pair, n2, again ? 0 : symmetric, i, j);
+        find_pair(again ? again[2 * pair] : first_pair + pair, n2, again ? 0 : symmetric, i, j);
         const double *x = exact1 + i * floats, *y = exact2 + j * floats;
         __syncthreads();
         if (threadIdx.x == 0) differ = hash1[i] != hash2[j];
@@ -430,7 +458,11 @@ ntk_zero_offset(const double* exact1, const double* exact2, const whole* hash1, 
         }
         __syncthreads();
         const bool equal = !differ && scale1[i] == scale2[j];  // then lam = 1 and S = n at every layer
+        unsigned bits = 0;
+        int slot = 0;
         for (int h = 0; h < layers; h++) {
+            if (h % 32 == 0) bits = read[h / 32];
+            const bool reads_out = bits >> h % 32 & 1;
             const double *d1 = x + (channels + 2 * h) * PIXELS, *d2 = y + (channels + 2 * h) * PIXELS;
             double k[EACH], r[EACH], sum_k = 0, sum_r = 0;
             for (int e = 0; e < EACH; e++) {
@@ -449,37 +481,40 @@ ntk_zero_offset(const double* exact1, const double* exact2, const whole* hash1, 
                 const int p = threadIdx.x + e * ZERO_OFFSET_THREADS;
                 if (p < PIXELS) s[p] = k[e], t[p] = r[e];
             }
-            const int slot = read[h];
-            if (slot) {
+            if (reads_out) {
                 sum_r = lane_sum<32>(sum_r), sum_k = lane_sum<32>(sum_k);
                 if (threadIdx.x % 32 == 0) sums[0][threadIdx.x / 32] = sum_r, sums[1][threadIdx.x / 32] = sum_k;
             }
             __syncthreads();
-            if (slot && threadIdx.x < 2) {
+            if (reads_out && threadIdx.x < 2) {
                 double sum = 0;
                 for (int w = 0; w < ZERO_OFFSET_THREADS / 32; w++) sum += sums[threadIdx.x][w];
-                const whole place = threadIdx.x * reads + slot - 1;
-                if (again && slot > again[2 + 2 * pair])
+                const whole place = threadIdx.x * reads + slot;
+                if (again && slot >= again[1 + 2 * pair])
                     out[place * readout + i * row + j] = sum * (scale1[i] * scale2[j]);
                 else if (!again)
                     partial[pair * (CHUNKS + 1) * 2 * reads + place] = sum;
             }
+            slot += reads_out;
         }
     }
 }
 
-// Multiply-adds and nothing else: eight chains a thread hide their latency. Timing it gives the limit that speed is
-// measured against.
+// Multiply-adds and nothing else: CHAINS a thread hide their latency, CHAIN_STEPS in each a round. Timing it gives the
+// limit that speed is measured against.
 __global__ void ntk_multiply_adds(whole rounds, float* out) {
-    float v[8];
+    float v[CHAINS];
 #pragma unroll
-    for (int c = 0; c < 8; c++) v[c] = (float)(threadIdx.x + c);
-    for (whole round = 0; round < rounds; round++)
+    for (int c = 0; c < CHAINS; c++) v[c] = (float)(threadIdx.x + c);
+#pragma unroll 1
+    for (int round = 0; round < (int)rounds; round++)
 #pragma unroll
-        for (int c = 0; c < 8; c++) v[c] = v[c] * 0.999f + 0.001f;
+        for (int k = 0; k < CHAIN_STEPS; k++)
+#pragma unroll
+            for (int c = 0; c < CHAINS; c++) v[c] = v[c] * 0.999f + 0.001f;
     float sum = 0;
 #pragma unroll
-    for (int c = 0; c < 8; c++) sum += v[c];
+    for (int c = 0; c < CHAINS; c++) sum += v[c];
     out[(whole)blockIdx.x * blockDim.x + threadIdx.x] = sum;
 }
 }

@@ -7,51 +7,72 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from exact_ntk.kernels.fused import values_of
 from exact_ntk.kernels.fused.build import CUDA_HINT, HERE, CompileError, build_cubin, cache_folder
 from exact_ntk.kernels.fused.layout import LANES, Layout, find_layout
-from exact_ntk.kernels.passes import Pass
+from exact_ntk.kernels.passes import FAMILIES, Pass
 from exact_ntk.kernels.reference import deviations
 
 # As in images.h: patch norms below this share of the image's largest count as 0.
 SMALLEST_NORM = 1e-18
-# Fixed, never free memory: tables of a strip of images, its images at most, partial sums of a launch.
-STRIP_BYTES, STRIP_IMAGES, PARTIAL_BYTES = 512 << 20, 2048, 256 << 20
+# Never free memory: tables of a strip of images, at most this share of the device's memory and so many images; what is
+# made of them at once; partial sums of a launch.
+STRIP_BYTES, STRIP_SHARE, STRIP_IMAGES = 1536 << 20, 12, 1 << 14
+BUILD_BYTES, PARTIAL_BYTES = 256 << 20, 256 << 20
 AGAIN_BLOCKS, COLLECT_THREADS = 1024, 256
+# Vanilla: blocks across a panel. Blocks at work together then span about as many first images as second ones, so that
+# few tables come from memory: see NOTES-gpu.md.
+PANEL = 16
+# A launch lasts about this long, so that a card that also drives a display does not stop it, and Ctrl-C waits for little.
+LAUNCH_SECONDS, MOST_ENTRY_LAYERS = 0.3, 10**11
+# Multiply-adds whose time an entry-layer takes, at a guess on the slow side, and entry-layers whose time one in double does.
+ENTRY_LAYER_COST, DOUBLE_COST = 48, 128
+CHAINS, CHAIN_STEPS = 8, 32  # as in gpu.cu
+OLDEST = 7, 5  # compute capability
 
 log = logging.getLogger("ntk")
 
 
 def source(layout: Layout, ntk: bool, train_first: bool) -> str:
     """gpu.cu with its constants; it includes arithmetic.h."""
-    flags = f"#define WITH_NTK {int(ntk)}\n#define TRAIN_FIRST {int(train_first)}\n"
+    flags = f"#define WITH_NTK {int(ntk)}\n#define TRAIN_FIRST {int(train_first)}\n#define PANEL {PANEL}\n"
     return layout.macros() + flags + (HERE / "gpu.cu").read_text()
 
 
 class _TorchStream:
-    """torch's current stream, in the form that cuda.core takes."""
+    """torch's current stream, in the form that cuda.core takes.
+
+    torch's default stream is the legacy one. Its handle 0 would mean the thread's own stream under
+    CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM, so it is named by the handle that always means it.
+    """
+
+    LEGACY = 1
 
     def __init__(self, device: torch.device):
-        self.handle = torch.cuda.current_stream(device).cuda_stream
+        self.handle = torch.cuda.current_stream(device).cuda_stream or self.LEGACY
 
     def __cuda_stream__(self) -> tuple[int, int]:
         return 0, self.handle
 
 
-# (kernel's name, grid, threads a block, arguments: pointers and integers) -> None
+# (kernel's name, blocks, threads a block, arguments: pointers and integers, all of 64 bits) -> None
 Launch = Callable[..., None]
+
+
+@functools.cache
+def _cubin(capability: tuple[int, int], code: str) -> bytes:
+    return build_cubin(cache_folder(), code, "sm_{}{}".format(*capability))
 
 
 @functools.cache
 def _object_code(device: torch.device, code: str) -> Any:
     from cuda.core import ObjectCode
 
-    major, minor = torch.cuda.get_device_capability(device)
-    return ObjectCode.from_cubin(build_cubin(cache_folder(), code, f"sm_{major}{minor}"))
+    return ObjectCode.from_cubin(_cubin(torch.cuda.get_device_capability(device), code))
 
 
 @functools.cache
@@ -65,12 +86,12 @@ def launcher(device: torch.device, code: str) -> Launch:
 
     device = _indexed(device)
 
-    def run(name: str, grid: tuple[int, ...], threads: int, *arguments: int) -> None:
+    def run(name: str, blocks: int, threads: int, *arguments: int) -> None:
         with torch.cuda.device(device):  # and back to the caller's
             on = Device(device.index)
             on.set_current()
             stream = on.create_stream(_TorchStream(device))
-            launch(stream, LaunchConfig(grid=grid, block=threads), _kernel(device, code, name), *arguments)
+            launch(stream, LaunchConfig(grid=blocks, block=threads), _kernel(device, code, name), *arguments)
 
     return run
 
@@ -81,20 +102,32 @@ def _indexed(device: torch.device) -> torch.device:
 
 @functools.cache
 def unavailable(device: torch.device, height: int, width: int) -> str | None:
-    """Why the fused kernels cannot run on `device`, or None; compiles them for images of this size if not yet done."""
+    """Why the fused kernels cannot run on `device`, or None.
+
+    Compiles them for images of this size if not yet done, and launches them once on one image, for what a driver refuses
+    only then, or only reports when waited for.
+    """
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA driver or GPU"
     device = _indexed(device)
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST:
+        name, (has, needs) = torch.cuda.get_device_name(device), (".".join(map(str, c)) for c in (capability, OLDEST))
+        return f"{name} is too old: it has compute capability {has}, and they need {needs}"
     try:
-        with torch.cuda.device(device):
-            torch.zeros(1, device=device)  # the context that kernels are loaded into
-            _kernel(device, source(find_layout(height, width), True, False), "ntk_pooled")
+        _cubin(capability, source(find_layout(height, width), True, False))
+        x = torch.ones((1, 1, height, width), device=device)
+        for family in FAMILIES:
+            cntk_pass(x, None, Pass(family, (3,), (family,), False, False))
+            torch.cuda.synchronize(device)
     except CompileError as error:
         return str(error)
     except ImportError as error:
         return f"cuda-core cannot be imported ({error}): {CUDA_HINT}"
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
-        return f"the driver cannot load the kernels ({error}): update it, or install NVRTC of the CUDA that it supports"
+        return f"the driver cannot run the kernels ({error}): update it, or install NVRTC of the CUDA that it supports"
     return None
 
 
@@ -116,26 +149,37 @@ class ImageTables:
 
     tables (n, stages, 2, padded rows, padded columns) in float32, where a stage is two channels or a layer's deviations
     and reciprocals; exact (n, C + 2 layers, pixels) in float64; scale (n): the power of two divided by; hash (n): equal
-    for equal images.
+    for equal images. An image's do not depend on the others.
     """
 
     def __init__(self, x: Tensor, layout: Layout, layers: int):
+        n, channels = x.shape[:2]
+        self.channels, self.channel_stages = channels, -(-channels // 2)
+        stages, exact = self.channel_stages + layers, channels + 2 * layers
+        self.tables = torch.zeros((n, stages, 2, *layout.padded), device=x.device)
+        self.exact = torch.empty((n, exact, *x.shape[2:]), dtype=torch.float64, device=x.device)
+        self.scale = torch.empty(n, dtype=torch.float64, device=x.device)
+        self.hash = torch.empty(n, dtype=torch.int64, device=x.device)
+        # Their making takes several times the memory that they do.
+        for part in _strips(n, max(1, BUILD_BYTES // (8 * self.bytes_each(layout, channels, layers)))):
+            self._build(part, x[part], layers)
+
+    def _build(self, part: slice, x: Tensor, layers: int) -> None:
         channels, rows, columns = x.shape[1:]
         d = torch.stack(deviations(x, layers), 1)
         largest = d[:, 0].flatten(1).amax(1)
         exponent = torch.where(largest > 0, torch.frexp(largest).exponent - 1, 0)
-        self.scale = _power_of_two(exponent)
         factor = _power_of_two(-exponent)[:, None, None, None]
         d, pixels = d * factor, x.double() * factor
         normalisers = torch.stack([d, torch.where(d > 0, 1 / d, 0.0)], 2)
-        self.exact = torch.cat([pixels, normalisers.flatten(1, 2)], 1).contiguous()
-        channel_pairs = F.pad(pixels, (0, 0, 0, 0, 0, channels % 2)).unflatten(1, (-1, 2))
+        self.exact[part, :channels] = pixels
+        self.exact[part, channels:] = normalisers.flatten(1, 2)
+        tables = self.tables[part, ..., :rows, :columns]
+        tables[:, : self.channel_stages].flatten(1, 2)[:, :channels] = pixels.float()
         present = (d >= SMALLEST_NORM)[:, :, None]
-        stages = torch.cat([channel_pairs, torch.where(present, normalisers, 0.0)], 1).float()
-        height, width = layout.padded
-        self.tables = F.pad(stages, (0, width - columns, 0, height - rows)).contiguous()
-        self.hash = _hashes(x)
-        self.channel_stages = channel_pairs.shape[1]
+        tables[:, self.channel_stages :] = torch.where(present, normalisers, 0.0)
+        self.scale[part] = _power_of_two(exponent)
+        self.hash[part] = _hashes(x)
 
     @staticmethod
     def bytes_each(layout: Layout, channels: int, layers: int) -> int:
@@ -149,103 +193,120 @@ class ImageTables:
 
 
 @dataclass(frozen=True)
-class _Output:
-    """Where sums go: a strip pair's corner of sums (2, reads, n1, n2) in float64, and which layers are read out."""
+class _Job:
+    """A strip pair's work: launch, layout, its images and whether they are the same; where sums go, and which layers'.
 
+    corner: the strips' part of sums (2, reads, n1, n2) in float64.  read: a bit a layer, 32 a word.  most: entry-layers a
+    launch.
+    """
+
+    launch: Launch
+    layout: Layout
+    first: ImageTables
+    second: ImageTables
+    symmetric: bool
+    layers: int
     corner: Tensor
     read: Tensor
-    reads: int
+    most: int
 
-    def arguments(self) -> tuple[int, int, int]:
+    @property
+    def reads(self) -> int:
+        return self.corner.shape[1]
+
+    @property
+    def pixels(self) -> int:
+        return self.layout.rows * self.layout.columns
+
+    @property
+    def scales(self) -> tuple[int, int]:
+        return self.first.scale.data_ptr(), self.second.scale.data_ptr()
+
+    @property
+    def tables(self) -> tuple[int, int]:
+        return self.first.tables.data_ptr(), self.second.tables.data_ptr()
+
+    @property
+    def hashes(self) -> tuple[int, int]:
+        return self.first.hash.data_ptr(), self.second.hash.data_ptr()
+
+    @property
+    def out(self) -> tuple[int, int, int]:
         """Pointer and strides, in doubles, of rows and of readouts."""
         return self.corner.data_ptr(), self.corner.stride(2), self.corner.stride(1)  # (2, reads) are one run
 
+    def parts(self, total: int, entries: int, at_most: int | None = None) -> Iterator[tuple[int, int]]:
+        """(first, count) of launches that together do `total` items of so many entries a layer each."""
+        size = max(1, self.most // (entries * self.layers))
+        return ((part.start, part.stop - part.start) for part in _strips(total, min(size, at_most or size)))
 
-def _pooled(
-    launch: Launch, layout: Layout, a: ImageTables, b: ImageTables, symmetric: bool, layers: int, out: _Output
-) -> None:
-    n1, n2 = len(a), len(b)
-    total = n1 * (n1 + 1) // 2 if symmetric else n1 * n2
-    each = (layout.chunks + 1) * 2 * out.reads
-    most = min(total, max(1, PARTIAL_BYTES // (8 * each)))
-    partial = torch.empty((most, each), dtype=torch.float64, device=a.scale.device)
-    scales = a.scale.data_ptr(), b.scale.data_ptr()
-    read = out.read.data_ptr(), out.reads
-    channels = a.exact.shape[1] - 2 * layers
-    for first in range(0, total, most):
-        pairs = min(most, total - first)
-        launch(
+    def zero_offset(self, blocks: int, first: int, count: int, symmetric: bool, partial: int, again: int) -> None:
+        self.launch(
             "ntk_zero_offset",
-            (pairs,),
-            layout.zero_offset_threads,
-            *(a.exact.data_ptr(), b.exact.data_ptr(), a.hash.data_ptr(), b.hash.data_ptr()),
-            *(n2, int(symmetric), first, pairs, channels, layers),
-            *read,
-            *(partial.data_ptr(), 0),
-            *scales,
-            *(0, 0, 0),
-        )
-        launch(
-            "ntk_pooled",
-            (pairs * layout.chunks,),
-            LANES * layout.warps,
-            *(a.tables.data_ptr(), b.tables.data_ptr(), n2, int(symmetric), first, a.channel_stages, layers),
-            *read,
-            partial.data_ptr(),
-        )
-        launch(
-            "ntk_collect",
-            (-(-pairs * 2 * out.reads // COLLECT_THREADS),),
-            COLLECT_THREADS,
-            partial.data_ptr(),
-            *scales,
-            *(n2, int(symmetric), first, pairs, out.reads),
-            *out.arguments(),
+            blocks,
+            self.layout.zero_offset_threads,
+            *(self.first.exact.data_ptr(), self.second.exact.data_ptr(), *self.hashes),
+            *(len(self.second), int(symmetric), first, count, self.first.channels, self.layers),
+            *(self.read.data_ptr(), self.reads, partial, again, *self.scales, *self.out),
         )
 
+    def pooled(self) -> None:
+        n1, n2 = len(self.first), len(self.second)
+        total = n1 * (n1 + 1) // 2 if self.symmetric else n1 * n2
+        each = (self.layout.chunks + 1) * 2 * self.reads
+        most = min(total, max(1, PARTIAL_BYTES // (8 * each)))
+        partial = torch.empty((most, each), dtype=torch.float64, device=self.corner.device)
+        pairs_of = n2, int(self.symmetric)
+        for first, pairs in self.parts(total, self.pixels * (self.pixels + DOUBLE_COST), most):
+            self.zero_offset(pairs, first, pairs, self.symmetric, partial.data_ptr(), 0)
+            self.launch(
+                "ntk_pooled",
+                pairs * self.layout.chunks,
+                LANES * self.layout.warps,
+                *(*self.tables, *pairs_of, first, self.first.channel_stages, self.layers),
+                *(self.read.data_ptr(), self.reads, partial.data_ptr()),
+            )
+            self.launch(
+                "ntk_collect",
+                -(-pairs * 2 * self.reads // COLLECT_THREADS),
+                COLLECT_THREADS,
+                *(partial.data_ptr(), *self.scales, *pairs_of, first, pairs, self.reads, *self.out),
+            )
 
-def _vanilla(
-    launch: Launch, layout: Layout, a: ImageTables, b: ImageTables, symmetric: bool, layers: int, out: _Output
-) -> None:
-    n1, n2 = len(a), len(b)
-    again = torch.empty(1 + 2 * n1 * n2, dtype=torch.int32, device=a.scale.device)
-    again[0] = 0
-    scales = a.scale.data_ptr(), b.scale.data_ptr()
-    hashes = a.hash.data_ptr(), b.hash.data_ptr()
-    read = out.read.data_ptr(), out.reads
-    down = 1 if layout.warps % 2 else 2
-    across = layout.warps // down * layout.planes
-    launch(
-        "ntk_vanilla",
-        (-(-n2 // across), -(-n1 // down)),
-        LANES * layout.warps,
-        *(a.tables.data_ptr(), b.tables.data_ptr()),
-        *scales,
-        *hashes,
-        *(n1, n2, int(symmetric), a.channel_stages, layers),
-        *read,
-        *out.arguments(),
-        again.data_ptr(),
-    )
-    channels = a.exact.shape[1] - 2 * layers
-    launch(
-        "ntk_zero_offset",
-        (min(AGAIN_BLOCKS, n1 * n2),),
-        layout.zero_offset_threads,
-        *(a.exact.data_ptr(), b.exact.data_ptr()),
-        *hashes,
-        *(n2, 0, 0, 0, channels, layers),
-        *read,
-        *(0, again.data_ptr()),
-        *scales,
-        *out.arguments(),
-    )
-    if log.isEnabledFor(logging.DEBUG):
-        log.debug("%d nearly equal pairs were computed in float64", int(again[0]))
+    def vanilla(self) -> None:
+        n1, n2, layout = len(self.first), len(self.second), self.layout
+        again = torch.empty(1 + 2 * n1 * n2, dtype=torch.int32, device=self.corner.device)
+        again[0] = 0
+        down = 1 if layout.warps % 2 else 2
+        across = layout.warps // down * layout.planes
+        blocks = -(-n2 // (across * PANEL)) * PANEL * -(-n1 // down)
+        for first, count in self.parts(blocks, down * across * self.pixels):
+            self.launch(
+                "ntk_vanilla",
+                count,
+                LANES * layout.warps,
+                *(*self.tables, *self.scales, *self.hashes),
+                *(n1, n2, int(self.symmetric), self.first.channel_stages, self.layers),
+                *(self.read.data_ptr(), self.reads, *self.out, again.data_ptr(), first),
+            )
+        # How many there are only the device knows: launches that find none return at once.
+        for first, count in self.parts(n1 * n2, DOUBLE_COST * self.pixels):
+            self.zero_offset(min(AGAIN_BLOCKS, count), first, count, False, 0, again.data_ptr())
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%d nearly equal pairs were computed in float64", int(again[0]))
 
 
 def _strips(n: int, size: int) -> Iterator[slice]:
     return (slice(k, min(k + size, n)) for k in range(0, n, size))
+
+
+def _bits(job: Pass, device: torch.device) -> Tensor:
+    """Which layers a pass reads out: a bit each, 32 a word, int32."""
+    words = np.zeros(-(-(job.depths[-1] - 1) // 32), dtype=np.uint32)
+    for layer in (depth - 2 for depth in job.depths):
+        words[layer // 32] |= np.uint32(1 << layer % 32)
+    read = torch.from_numpy(words.view(np.int32))
+    return read.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else read
 
 
 def cntk_pass(
@@ -253,26 +314,23 @@ def cntk_pass(
     x2: Tensor | None,
     job: Pass,
     make_launcher: Callable[[torch.device, str], Launch] = launcher,
-    strip_bytes: int = STRIP_BYTES,
+    strip_bytes: int | None = None,
 ) -> Tensor:
     """One readout family at all depths: as `reference.cntk_pass`, float32, on the images' GPU.
 
     Works on torch's current stream and returns without waiting for it. A pair's value depends on its two images
-    alone: not on the block, the strip or the other images. Raises CompileError.
+    alone: not on the block, the strip, the launch or the other images. Raises CompileError.
     """
     layers = max(job.depths) - 1
     height, width = x1.shape[2:]
     layout = find_layout(height, width)
     transposed = (layout.rows, layout.columns) != (height, width)
     launch = make_launcher(x1.device, source(layout, job.ntk, job.train_first))
-    read = torch.zeros(layers, dtype=torch.int32)
-    read[[depth - 2 for depth in job.depths]] = torch.arange(1, len(job.depths) + 1, dtype=torch.int32)
-    if x1.device.type == "cuda":
-        read = read.pin_memory().to(x1.device, non_blocking=True)
     a, b = ((x.mT if transposed else x).to(torch.float32).contiguous() if x is not None else None for x in (x1, x2))
     assert a is not None
-    run = _vanilla if job.family == "vanilla" else _pooled
-    size = max(1, min(STRIP_IMAGES, strip_bytes // ImageTables.bytes_each(layout, a.shape[1], layers)))
+    size = (strip_bytes or _strip_bytes(a.device)) // ImageTables.bytes_each(layout, a.shape[1], layers)
+    size = max(1, min(STRIP_IMAGES, size))
+    read, most = _bits(job, a.device), entry_layers_a_launch(a.device)
     n1, n2 = len(a), len(a if b is None else b)
     sums = torch.zeros((2, len(job.depths), n1, n2), dtype=torch.float64, device=a.device)
     for rows in _strips(n1, size):
@@ -283,7 +341,8 @@ def cntk_pass(
             diagonal = b is None and columns == rows
             second = first if diagonal else ImageTables((a if b is None else b)[columns], layout, layers)
             corner = sums[:, :, rows, columns]
-            run(launch, layout, first, second, diagonal, layers, _Output(corner, read, len(job.depths)))
+            work = _Job(launch, layout, first, second, diagonal, layers, corner, read, most)
+            work.vanilla() if job.family == "vanilla" else work.pooled()
             if diagonal:
                 corner.copy_(corner.tril() + corner.tril(-1).mT)
             elif b is None:
@@ -291,21 +350,36 @@ def cntk_pass(
     return values_of(sums, job, height * width)
 
 
+def _strip_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return STRIP_BYTES
+    return min(STRIP_BYTES, torch.cuda.get_device_properties(device).total_memory // STRIP_SHARE)
+
+
+@functools.cache
+def entry_layers_a_launch(device: torch.device) -> int:
+    """About `LAUNCH_SECONDS` of work on a device, by the rate of its multiply-adds. No value depends on it."""
+    if device.type != "cuda":
+        return MOST_ENTRY_LAYERS
+    rate = multiply_adds_per_second(device, seconds=0.01) / ENTRY_LAYER_COST
+    return min(MOST_ENTRY_LAYERS, max(1, int(LAUNCH_SECONDS * rate)))
+
+
 def multiply_adds_per_second(device: torch.device, seconds: float = 0.2) -> float:
     """float32 multiply-adds a second that a GPU's threads start when they do nothing else, the best of three tries."""
     device = _indexed(device)
     launch = launcher(device, source(find_layout(1, 1), False, False))
-    blocks, threads, chains = 16 * torch.cuda.get_device_properties(device).multi_processor_count, 256, 8
+    blocks, threads = 16 * torch.cuda.get_device_properties(device).multi_processor_count, 256
     out = torch.empty(blocks * threads, device=device)
 
     def spent(rounds: int) -> float:
         torch.cuda.synchronize(device)
         start = time.perf_counter()
-        launch("ntk_multiply_adds", (blocks,), threads, rounds, out.data_ptr())
+        launch("ntk_multiply_adds", blocks, threads, rounds, out.data_ptr())
         torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
-    rounds = 1 << 12
-    spent(rounds)
+    spent(1)  # compiled and loaded
+    rounds = 1 << 7
     rounds = max(rounds, int(rounds * seconds / spent(rounds)))
-    return blocks * threads * chains * rounds / min(spent(rounds) for _ in range(3))
+    return blocks * threads * CHAINS * CHAIN_STEPS * rounds / min(spent(rounds) for _ in range(3))
