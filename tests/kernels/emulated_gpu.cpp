@@ -1,16 +1,23 @@
-// gpu.cu on the emulated warp; GPU_SOURCE is the path of the source with its constants.
+// gpu.cu on the emulated warp; GPU_SOURCE is the path of the source with its constants. `run` is 0 where a kernel of the name
+// takes so many arguments.
 #include "emulated_warp.h"
 #include GPU_SOURCE
 
-extern "C" int run(const char* name, long blocks, int threads, const int64_t* arguments) {
+#define NTK_KERNELS(DO) DO(ntk_pooled) DO(ntk_vanilla) DO(ntk_zero_offset) DO(ntk_collect) DO(ntk_multiply_adds)
+
+extern "C" int parameters(const char* name) {
+#define NTK_COUNT(kernel) \
+    if (!std::strcmp(name, #kernel)) return emulated::parameters(kernel);
+    NTK_KERNELS(NTK_COUNT)
+    return -1;
+}
+
+extern "C" int run(const char* name, long blocks, int threads, const int64_t* arguments, int count) {
+    if (count != parameters(name)) return 1;
     emulated::grid = {(unsigned)blocks, 1, 1};
     emulated::size = {(unsigned)threads, 1, 1};
-#define NTK_KERNEL(kernel) \
-    if (!std::strcmp(name, #kernel)) return emulated::launch(kernel, arguments), 0;
-    NTK_KERNEL(ntk_pooled)
-    NTK_KERNEL(ntk_vanilla)
-    NTK_KERNEL(ntk_zero_offset)
-    NTK_KERNEL(ntk_collect)
-    NTK_KERNEL(ntk_multiply_adds)
-    return 1;
+#define NTK_RUN(kernel) \
+    if (!std::strcmp(name, #kernel)) emulated::launch(kernel, arguments);
+    NTK_KERNELS(NTK_RUN)
+    return 0;
 }

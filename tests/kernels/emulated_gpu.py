@@ -41,7 +41,7 @@ def emulator(device: torch.device, code: str) -> gpu.Launch:
 
     def launch(name: str, blocks: int, threads: int, *arguments: int) -> None:
         values = (ctypes.c_int64 * len(arguments))(*arguments)
-        assert run(name.encode(), ctypes.c_long(blocks), threads, values) == 0, name
+        assert run(name.encode(), ctypes.c_long(blocks), threads, values, len(values)) == 0, name
 
     return launch
 

@@ -37,7 +37,14 @@ struct Warp {
     long arrived = 0;
 };
 
+struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+};
+
 struct Fiber {
+    std::vector<Copy> copies;  // that have not landed yet
     ucontext_t context;  // where it begins; later it is resumed by a jump, which asks nothing of the system
     jmp_buf resume;
     std::unique_ptr<char[]> stack;
@@ -65,6 +72,20 @@ inline void barrier() {
     const long until = ++current->barriers * (long)size.x;
     at_barrier++;
     while (at_barrier < until) wait();
+}
+
+// Copies to shared memory land at the latest when they are waited for: in every other two blocks then, so that nothing may
+// count on them before, and at once in the others, so that nothing may still read what they overwrite.
+inline void copy_later(void* to, const void* from, size_t bytes) {
+    if (block.x / 2 % 2)
+        std::memcpy(to, from, bytes);
+    else
+        current->copies.push_back({to, from, bytes});
+}
+
+inline void land() {
+    for (const Copy& copy : current->copies) std::memcpy(copy.to, copy.from, copy.bytes);
+    current->copies.clear();
 }
 
 // Every lane of a warp must make the same shuffles in the same order; anything else stops the program.
@@ -135,10 +156,14 @@ inline void run_block(bool backwards) {
         for (unsigned w = 0; w < count; w++) moved |= run_warp(backwards ? count - 1 - w : w);
     }
     for (unsigned t = 0; t < size.x; t++)
-        if (!fibers[t].done) std::fprintf(stderr, "a thread waits at a barrier for ever\n"), std::abort();
+        if (!fibers[t].done || !fibers[t].copies.empty())
+            std::fprintf(stderr, "a thread waits at a barrier for ever, or not for its copies\n"), std::abort();
 }
 
+template <class... A> constexpr int parameters(void (*)(A...)) { return sizeof...(A); }
+
 template <class A> A argument(int64_t bits) {
+    static_assert(sizeof(A) == 8, "a launch passes every argument as 64 bits");
     if constexpr (std::is_pointer_v<A>)
         return reinterpret_cast<A>(bits);
     else
@@ -166,6 +191,8 @@ template <class... A> void launch(void (*kernel)(A...), const int64_t* arguments
 #define gridDim (emulated::grid)
 #define blockDim (emulated::size)
 
+template <class V> inline void copy_later(V* to, const V* from) { emulated::copy_later(to, from, sizeof(V)); }
+inline void wait_for_copies() { emulated::land(); }
 inline void __syncthreads() { emulated::barrier(); }
 template <class V> V __shfl_up_sync(unsigned, V v, int by) {
     const int lane = threadIdx.x % 32;

@@ -148,7 +148,7 @@ def test_the_emulated_warp_stops_where_lanes_diverge(tmp_path):
     out, library = torch.zeros(32), emulated_gpu.library(code)._name
     script = "import ctypes, sys; d = ctypes.CDLL(sys.argv[1]); o = (ctypes.c_float * 32)(); "
     script += "a = (ctypes.c_int64 * 2)(int(sys.argv[2]), ctypes.addressof(o)); "
-    script += "d.run(b'ntk_multiply_adds', ctypes.c_long(1), 32, a)"
+    script += "d.run(b'ntk_multiply_adds', ctypes.c_long(1), 32, a, 2)"
     fine, bad = (subprocess.run([sys.executable, "-c", script, library, n], capture_output=True) for n in ("32", "7"))
     assert fine.returncode == 0
     assert b"different shuffles" in bad.stderr

@@ -14,6 +14,22 @@ __device__ __forceinline__ float root(float x) {
     return y;
 }
 __device__ __forceinline__ double root(double x) { return sqrt(x); }
+
+// Copies to shared memory that the thread does not wait for, where the machine has them.
+template <class V> __device__ __forceinline__ void copy_later(V* to, const V* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
+                 "n"(sizeof(V))
+                 : "memory");
+#else
+    *to = *from;
+#endif
+}
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
 #endif
 #include "arithmetic.h"
 
@@ -44,22 +60,6 @@ constexpr int DOWN = WARPS % 2 ? 1 : 2, WARPS_ACROSS = WARPS / DOWN, ACROSS = WA
 // Of the rate at which multiply-adds start: a round has so many a chain that its loop costs nothing beside them.
 constexpr int CHAINS = 8, CHAIN_STEPS = 32;
 constexpr unsigned ALL = 0xffffffffu;
-
-// Copies to shared memory that the thread does not wait for, where the machine has them.
-template <class V> NTK_INLINE void copy_later(V* to, const V* from) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
-                 "n"(sizeof(V))
-                 : "memory");
-#else
-    *to = *from;
-#endif
-}
-NTK_INLINE void wait_for_copies() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
-}
 
 // Hides where a value comes from, so that the compiler neither computes it again (a border's factor, in every layer) nor
 // keeps what follows from it (addresses) in registers, which are short.

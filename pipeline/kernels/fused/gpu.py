@@ -27,9 +27,9 @@ AGAIN_BLOCKS, COLLECT_THREADS = 1024, 256
 # Vanilla: blocks across a panel. Blocks at work together then span about as many first images as second ones, so that
 # few tables come from memory: see NOTES-gpu.md.
 PANEL = 16
-# A launch lasts about this long, so that a card that also drives a display does not stop it, and Ctrl-C waits for little.
+# A launch lasts about this long: a card that also drives a display stops one of seconds.
 LAUNCH_SECONDS, MOST_ENTRY_LAYERS = 0.3, 10**11
-# Multiply-adds whose time an entry-layer takes, at a guess on the slow side, and entry-layers whose time one in double does.
+# Guesses on the slow side: an entry-layer lasts so many multiply-adds, one in double as long as so many in float.
 ENTRY_LAYER_COST, DOUBLE_COST = 48, 128
 CHAINS, CHAIN_STEPS = 8, 32  # as in gpu.cu
 OLDEST = 7, 5  # compute capability
@@ -104,8 +104,8 @@ def _indexed(device: torch.device) -> torch.device:
 def unavailable(device: torch.device, height: int, width: int) -> str | None:
     """Why the fused kernels cannot run on `device`, or None.
 
-    Compiles them for images of this size if not yet done, and launches them once on one image, for what a driver refuses
-    only then, or only reports when waited for.
+    Compiles them for images of this size if not yet done, and runs each on one image: some of what a driver refuses it
+    reports only then, or only when waited for.
     """
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA driver or GPU"
@@ -194,10 +194,10 @@ class ImageTables:
 
 @dataclass(frozen=True)
 class _Job:
-    """A strip pair's work: launch, layout, its images and whether they are the same; where sums go, and which layers'.
+    """A strip pair's work: its images, whether they are the same, where sums go and which layers'.
 
-    corner: the strips' part of sums (2, reads, n1, n2) in float64.  read: a bit a layer, 32 a word.  most: entry-layers a
-    launch.
+    corner: the strips' part of sums (2, reads, n1, n2) in float64.  read: a bit a layer, 32 a word.  most: entry-layers
+    of a launch.
     """
 
     launch: Launch

@@ -1,0 +1,73 @@
+"""What test_fused_launches.py runs in a process whose libcuda.so.1 is stub_driver.c."""
+
+import contextlib
+import functools
+import json
+import os
+import sys
+
+import torch
+
+from exact_ntk.kernels.fused import gpu
+from exact_ntk.kernels.passes import Pass
+
+CAPABILITY = (9, 0)
+JOBS = [Pass("vanilla", (2, 3), ("vanilla",), False, True), Pass("gap", (3,), ("gap",), False, False)]
+
+
+class Stream:
+    cuda_stream = 0
+
+
+@contextlib.contextmanager
+def entered(device):
+    print(f"torch enters {device}", file=sys.stderr)
+    yield
+    print(f"torch leaves {device}", file=sys.stderr)
+
+
+def values(index: int) -> list[float]:
+    """Of a few images in the host's memory, by kernels launched on a device of the stub."""
+
+    def on_device(_, code: str) -> gpu.Launch:
+        return gpu.launcher(torch.device("cuda", index), code)
+
+    x = torch.randn(3, 1, 3, 2, generator=torch.Generator().manual_seed(0))
+    return [v for job in JOBS for v in gpu.cntk_pass(x, None, job, on_device).flatten().tolist()]
+
+
+def why_not() -> str | None:
+    for cache in (gpu.unavailable, gpu._object_code, gpu._kernel):
+        cache.cache_clear()
+    return gpu.unavailable(torch.device("cuda", 0), 3, 2)
+
+
+def main() -> None:
+    # torch itself has no driver here: images stay in the host's memory, where the stub's kernels read them.
+    for name, stand_in in {
+        "is_available": lambda: True,
+        "get_device_capability": lambda _: CAPABILITY,
+        "get_device_name": lambda _: "Stub",
+        "current_stream": lambda _: Stream,
+        "synchronize": lambda _: None,
+        "device": entered,
+    }.items():
+        setattr(torch.cuda, name, stand_in)
+    ones = torch.ones
+    torch.ones = lambda shape, device: ones(shape)
+    found = {"values": [values(0)]}
+    Stream.cuda_stream = 0x7700
+    found["values"].append(values(1))
+    on_first = functools.partial(
+        gpu.cntk_pass, make_launcher=lambda _, code: gpu.launcher(torch.device("cuda", 0), code)
+    )
+    gpu.cntk_pass = on_first
+    found["fine"] = why_not()
+    for failing in ("load", "ntk_zero_offset"):
+        os.environ["STUB_FAIL"] = failing
+        found[failing] = why_not()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
