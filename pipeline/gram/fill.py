@@ -1,10 +1,14 @@
 """Filling Gram stores: the missing tiles of what is asked for; a kill loses only those at work."""
 
 import logging
+import math
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +22,28 @@ from exact_ntk.draws import OrderedImages
 from exact_ntk.errors import NtkError, StoreError
 from exact_ntk.files import fingerprint
 from exact_ntk.gram import store
-from exact_ntk.gram.plan import DTYPES, SECONDS_A_FILE, Fill, Request, Shelf, Source, elsewhere, plan_fills, shard_of
+from exact_ntk.gram.plan import (
+    DTYPES,
+    LARGEST_TILE_BYTES,
+    SECONDS_A_FILE,
+    Fill,
+    Request,
+    Shelf,
+    Source,
+    elsewhere,
+    plan_fills,
+    shard_of,
+)
 from exact_ntk.gram.store import Array, Tile, TileLock, array_name, check_space, other_formats
 from exact_ntk.kernels import Pass, cntk_pass, require_memory
 from exact_ntk.progress import progress
 from exact_ntk.provenance import add_provenance
 
-WRITES_IN_FLIGHT = 2
+# On a GPU: one thread writes 0.5 GB/s or so, less than vanilla tiles are made of.
+WRITERS = min(4, os.cpu_count() or 1)
+# Tiles beyond the oldest one that are computed or computing, and bytes on their way from there to the disk.
+COMPUTED_AHEAD, BYTES_IN_FLIGHT = 1, 1 << 30
+SECONDS_BETWEEN_QUERIES = 0.002
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_RECORDS = 20.0
 
@@ -36,6 +55,7 @@ class TileComputer:
 
     def __init__(self, source: Source, images: OrderedImages, device: torch.device):
         self.source, self.device = source, device
+        self.most = max(1, len(images.x))  # side of the largest block that memory was not found too short for
         self.x = images.x.to(device)
 
     def job(self, arrays: Sequence[Array]) -> Pass:
@@ -44,14 +64,47 @@ class TileComputer:
         return Pass(s.family, tuple(sorted(depths)), tuple(sorted(readouts)), s.train_first, s.train_last)
 
     def block(self, rows: slice, columns: slice, arrays: Sequence[Array]) -> torch.Tensor:
-        """(arrays, rows, columns) in float64 from one pass; a block on the diagonal is computed once and mirrored."""
+        """(arrays, rows, columns) in float64; a block on the diagonal is computed once and mirrored.
+
+        In one pass, or where memory is short in several, of parts of half the side; values of fused backends are the
+        same. Raises torch.OutOfMemoryError or MemoryError where not even a pair fits.
+        """
+        side = max(rows.stop - rows.start, columns.stop - columns.start)
+        if side <= self.most:
+            try:
+                return self._pass(rows, columns, arrays)
+            except (torch.OutOfMemoryError, MemoryError):
+                if side == 1:
+                    raise
+                self.most = -(-side // 2)
+            log.warning(
+                f"{self.device} is out of memory for a block of {side} x {side} images: going on in blocks of "
+                f"{self.most} x {self.most}"
+            )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        shape = len(arrays), rows.stop - rows.start, columns.stop - columns.start
+        values = torch.empty(shape, dtype=torch.float64)
+        size = self.most  # which a part may find too large as well
+        for r in _parts(rows, size):
+            for c in _parts(columns, size):
+                if rows == columns and c.start > r.start:
+                    continue
+                i, j = (slice(p.start - of.start, p.stop - of.start) for p, of in ((r, rows), (c, columns)))
+                values[:, i, j] = part = self.block(r, c, arrays).cpu()
+                if rows == columns:
+                    values[:, j, i] = part.mT
+        return values
+
+    def _pass(self, rows: slice, columns: slice, arrays: Sequence[Array]) -> torch.Tensor:
         job, other = self.job(arrays), None if rows == columns else self.x[columns]
         values = cntk_pass(self.x[rows], other, job, backend=self.source.backend, dtype=DTYPES[self.source.dtype])
         return torch.stack([values[job.readouts.index(r), job.depths.index(d)] for r, d in arrays])
 
     def pairs_per_second(self, arrays: Sequence[Array]) -> float:
         """Measured on growing blocks until one takes long enough to tell; the better of two tries each."""
-        side, most = 1, max(1, len(self.x) // 2)
+        # No larger than a tile, whose size says how much memory is used.
+        side, most = 1, max(1, min(len(self.x) // 2, math.isqrt(LARGEST_TILE_BYTES // (8 * len(arrays)))))
         self._seconds(slice(0, 1), slice(0, 1), arrays)
         while True:
             seconds = min(self._seconds(slice(0, side), slice(most, most + side), arrays) for _ in range(2))
@@ -63,6 +116,10 @@ class TileComputer:
         start = time.perf_counter()
         self.block(rows, columns, arrays).sum().item()
         return time.perf_counter() - start
+
+
+def _parts(whole: slice, size: int) -> Iterator[slice]:
+    return (slice(k, min(k + size, whole.stop)) for k in range(whole.start, whole.stop, size))
 
 
 class Filler:
@@ -202,7 +259,16 @@ class _Filling:
 
     def __init__(self, fill: Fill, tiles: Sequence[Tile], computer: TileComputer, shelf: Shelf):
         self.fill, self.tiles, self.computer, self.shelf = fill, tiles, computer, shelf
-        self.since, self.finished = time.perf_counter(), 0
+        self.start = self.since = time.perf_counter()
+        self.finished = self.work = self.files = 0
+        self.in_all = sum(len(fill.work[tile]) for tile in tiles)
+        self.computing: deque[_AtWork] = deque()
+        self.writing: deque[_AtWork] = deque()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether tiles are computed while this process goes on."""
+        return self.computer.device.type == "cuda"
 
     @cached_property
     def bar(self) -> tqdm:
@@ -211,28 +277,39 @@ class _Filling:
 
     def run(self) -> None:
         """Fill, and record what was done every so often, so that a kill loses little of the record."""
-        shape, (height, width) = self.fill.store.shape, self.computer.x.shape[2:]
-        with self.bar, ThreadPoolExecutor(1) as pool:
-            start, work, files = time.perf_counter(), 0, 0
-            in_all = sum(len(self.fill.work[tile]) for tile in self.tiles)
-            pending: deque[tuple[TileLock, Future]] = deque()
+        shape = self.fill.store.shape
+        with self.bar, ThreadPoolExecutor(WRITERS if self.on_gpu else 1) as self.pool:
             try:
                 for tile, arrays, lock in self._claim():
-                    values = _start_copy(self.computer.block(*shape.bounds(tile), arrays))
-                    pending.append((lock, pool.submit(self._write, tile, arrays, values)))
-                    if len(pending) >= WRITES_IN_FLIGHT:
-                        self._finish(*pending.popleft())
-                    work += self.computer.job(arrays).entry_layers(shape.pairs(tile), height, width)
-                    files += len(arrays)
-                    rate = work / (time.perf_counter() - start)
-                    self.bar.set_postfix_str(f"{rate:.2g} entry-layers/s, {files} of {in_all} files", refresh=False)
-                    self.bar.update(shape.pairs(tile))
+                    item = _AtWork(tile, arrays, lock)
+                    self.computing.append(item)
+                    item.values = _Copy(self.computer.block(*shape.bounds(tile), arrays))
+                    self._hand_over(COMPUTED_AHEAD if self.on_gpu else 0)
+                    most = max(2, BYTES_IN_FLIGHT // (shape.chunk_bytes * len(arrays)))
+                    self._finish_writes(min(most, WRITERS + 1) - 1)
+                self._hand_over(0)
+                self._finish_writes(0)
             finally:
-                try:
-                    while pending:
-                        self._finish(*pending.popleft())
-                finally:
-                    self._record()
+                with ExitStack() as last:  # each of these, whatever the others raise, from the last one on
+                    last.callback(self._record)
+                    for item in self.computing:
+                        last.callback(item.lock.release)
+                    for item in reversed(self.writing):
+                        last.callback(self._finish, item)
+
+    def _hand_over(self, ahead: int) -> None:
+        """Give the writers what is on the host, waiting until at most `ahead` tiles are still to be computed."""
+        while self.computing and (len(self.computing) > ahead or self.computing[0].values.done()):
+            item = self.computing[0]
+            while not item.values.done():
+                time.sleep(SECONDS_BETWEEN_QUERIES)  # not a wait of the driver's, which Ctrl-C could not end
+            item.written = self.pool.submit(self._write, item)
+            self.writing.append(self.computing.popleft())
+
+    def _finish_writes(self, left: int) -> None:
+        """Take note of what is written, waiting until at most `left` tiles are not."""
+        while self.writing and (len(self.writing) > left or self.writing[0].written.done()):
+            self._finish(self.writing.popleft())
 
     def _claim(self) -> Iterator[tuple[Tile, list[Array], TileLock]]:
         """Yield (tile, its missing arrays, its lock) until none is left; the receiver releases the lock."""
@@ -252,16 +329,24 @@ class _Filling:
                     self.bar.update(gram.shape.pairs(tile))
             left = busy
             if left:
+                self._hand_over(0)  # who waits for another process holds nothing that it may be waiting for
+                self._finish_writes(0)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
 
-    def _write(self, tile: Tile, arrays: Sequence[Array], values: Callable[[], np.ndarray]) -> None:
-        self.fill.store.write(tile, dict(zip(arrays, values(), strict=True)))
+    def _write(self, item: "_AtWork") -> None:
+        self.fill.store.write(item.tile, dict(zip(item.arrays, item.values.numpy(), strict=True)))
 
-    def _finish(self, lock: TileLock, written: Future) -> None:
+    def _finish(self, item: "_AtWork") -> None:
         try:
-            written.result()
+            item.written.result()
         finally:
-            lock.release()
+            item.lock.release()
+        pairs, (height, width) = self.fill.store.shape.pairs(item.tile), self.computer.x.shape[2:]
+        self.work += self.computer.job(item.arrays).entry_layers(pairs, height, width)
+        self.files += len(item.arrays)
+        rate = self.work / (time.perf_counter() - self.start)
+        self.bar.set_postfix_str(f"{rate:.2g} entry-layers/s, {self.files} of {self.in_all} files", refresh=False)
+        self.bar.update(pairs)
         self.finished += 1
         if time.perf_counter() - self.since > SECONDS_BETWEEN_RECORDS:
             self._record()
@@ -281,20 +366,36 @@ class _Filling:
         self.since, self.finished = now, 0
 
 
-def _start_copy(values: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Begin to copy a tile to the host; what is returned waits for it, once the device has been given the next tile."""
-    if values.device.type != "cuda":
-        return values.numpy
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    copies = torch.cuda.Stream(values.device)
-    copies.wait_stream(torch.cuda.current_stream(values.device))
-    with torch.cuda.stream(copies):
-        host.copy_(values, non_blocking=True)
-        values.record_stream(copies)
-        copied = copies.record_event()
+class _Copy:
+    """A tile on its way to the host: begun at once, finished while the device computes the next tile."""
 
-    def wait() -> np.ndarray:
-        copied.synchronize()
-        return host.numpy()
+    def __init__(self, values: torch.Tensor):
+        self.host, self.copied = values, None
+        if values.device.type == "cuda":
+            self.host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            copies = torch.cuda.Stream(values.device)
+            copies.wait_stream(torch.cuda.current_stream(values.device))
+            with torch.cuda.stream(copies):
+                self.host.copy_(values, non_blocking=True)
+                values.record_stream(copies)
+                self.copied = copies.record_event()
 
-    return wait
+    def done(self) -> bool:
+        """Whether it is on the host."""
+        return self.copied is None or self.copied.query()
+
+    def numpy(self) -> np.ndarray:
+        """The tile, once it is on the host."""
+        assert self.done()
+        return self.host.numpy()
+
+
+@dataclass
+class _AtWork:
+    """A tile that this process has claimed: being computed until `written` is the future of its writing."""
+
+    tile: Tile
+    arrays: list[Array]
+    lock: TileLock
+    values: _Copy = field(init=False)
+    written: Future = field(init=False)

@@ -302,6 +302,136 @@ def test_what_was_done_is_recorded_also_when_the_work_ends_early(config_path: Pa
     assert all(facts["seconds"] >= 0 and facts["device_type"] == "cpu" for facts in found)
 
 
+FEW = ["columns.*.depths=[3]", "gram.tile=13"]
+
+
+def test_a_process_that_waits_for_another_holds_no_tile(config_path: Path, tmp_path: Path, monkeypatch):
+    """Else two that have each computed what the other waits for would wait for ever."""
+    table = table_of(config_path, tmp_path, *FEW)
+    whole = filled(config_path, tmp_path / "whole", *FEW)
+    real, other = GramStore.claim, []
+    looks = []
+
+    def claim(self, tile):
+        if not other:
+            other.append((self, tile, real(self, tile)))
+        return real(self, tile)
+
+    def look(seconds: float) -> None:
+        looks.append(seconds)
+        monkeypatch.setattr(GramStore, "claim", real)
+        held, first, lock = other[0]
+        tiles = {tuple(map(int, p.parts[-2:])) for p in (tmp_path / "whole").glob(f"{held.path.name}/*/c/*/*")}
+        assert len(tiles) > 1
+        for tile in tiles - {first}:
+            mine = held.claim(tile)
+            assert mine is not None, tile
+            mine.release()
+        lock.release()
+
+    monkeypatch.setattr(GramStore, "claim", claim)
+    monkeypatch.setattr(filling.time, "sleep", look)
+    fill(table)
+    assert len(looks) == 1
+    assert same(blocks(table), blocks(whole))
+
+
+def test_tiles_in_flight_are_written_only_when_they_have_been_computed(config_path: Path, tmp_path: Path, monkeypatch):
+    """A device that takes a while: at most one tile waits behind the one at work, and several are written at once."""
+    begun, on_host, most = [], set(), [0]
+
+    class Late(filling._Copy):
+        def __init__(self, values):
+            super().__init__(values)
+            begun.append(self)
+            most[0] = max(most[0], len(begun) - len(on_host))
+
+        def done(self):
+            return self in on_host
+
+        def numpy(self):
+            assert self in on_host
+            return super().numpy()
+
+    def some_time(seconds: float) -> None:
+        on_host.add(begun[len(on_host)])
+
+    monkeypatch.setattr(filling, "_Copy", Late)
+    monkeypatch.setattr(filling.time, "sleep", some_time)
+    table = table_of(config_path, tmp_path, *FEW)
+    monkeypatch.setattr(filling._Filling, "on_gpu", True)
+    fill(table)
+    assert most == [1 + filling.COMPUTED_AHEAD]
+    monkeypatch.undo()
+    assert same(blocks(table), blocks(filled(config_path, tmp_path / "whole", *FEW)))
+
+
+@pytest.mark.parametrize("failing", ["compute", "write"])
+def test_an_error_with_tiles_in_flight_loses_none_that_was_computed(
+    config_path: Path, tmp_path: Path, monkeypatch, failing: str
+):
+    real_block, real_write, calls = filling.TileComputer.block, GramStore.write, []
+
+    def count(error: type[Exception]) -> None:
+        calls.append(1)
+        if len(calls) == 5:
+            raise error("the power went")
+
+    def block(self, rows, columns, arrays):
+        if failing == "compute":
+            count(RuntimeError)
+        return real_block(self, rows, columns, arrays)
+
+    def write(self, tile, values):
+        if failing == "write":
+            count(OSError)
+        real_write(self, tile, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filling.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
+        patch.setattr(filling.TileComputer, "block", block)
+        patch.setattr(GramStore, "write", write)
+        patch.setattr(filling._Filling, "on_gpu", True)
+        with pytest.raises((RuntimeError, OSError), match="power"):
+            filled(config_path, tmp_path, *FEW)
+    done = chunks(tmp_path)
+    assert len({(p.parts[-2], p.parts[-1]) for p in done}) >= 4
+    table = filled(config_path, tmp_path, *FEW)  # no lock is left held
+    assert done.items() <= chunks(tmp_path).items()
+    assert same(blocks(table), blocks(filled(config_path, tmp_path / "whole", *FEW)))
+
+
+def test_out_of_memory_halves_the_block_and_changes_no_value(config_path: Path, tmp_path: Path, monkeypatch, caplog):
+    real, sides = filling.cntk_pass, []
+
+    def short_of_memory(x1, x2, job, **options):
+        sides.append(max(len(x1), len(x1 if x2 is None else x2)))
+        if sides[-1] > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(x1, x2, job, **options)
+
+    # Values of the reference depend on the block by a rounding error: float64 and a bound on that.
+    options = ["gram.dtype=float64", "gram.tile=13", "columns.*.depths=[3]"]
+    monkeypatch.setattr(filling.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
+    monkeypatch.setattr(filling, "cntk_pass", short_of_memory)
+    found = blocks(filled(config_path, tmp_path / "short", *options))
+    assert "out of memory for a block of 13 x 13 images: going on in blocks of 7 x 7" in caplog.text
+    assert caplog.text.count("out of memory") == 2 * 2  # once a size, of two families
+    monkeypatch.setattr(filling, "cntk_pass", real)
+    expected = blocks(filled(config_path, tmp_path / "whole", *options))
+    for key, k in expected.items():
+        np.testing.assert_allclose(found[key], k, rtol=1e-13, err_msg=key)
+
+
+def test_not_even_a_pair_fits(config_path: Path, tmp_path: Path, monkeypatch):
+    def no_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(filling, "cntk_pass", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        filled(config_path, tmp_path)
+
+
 def test_a_kill_loses_little_of_the_record(config_path: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(filling, "SECONDS_BETWEEN_RECORDS", -1.0)
     found: list[int] = []

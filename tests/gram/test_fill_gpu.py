@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from exact_ntk import bench
-from exact_ntk.gram.fill import _start_copy
+from exact_ntk.gram.fill import _Copy
 from exact_ntk.kernels.fused import gpu
 from exact_ntk.regression.stage import solve_cells
 from exact_ntk.report.collect import collect
@@ -52,12 +52,14 @@ def test_a_tile_is_copied_behind_the_next_ones_back():
     x = torch.randn(64, 1, 8, 8, device=GPU)
     expected = x.cpu().numpy()
     torch.cuda._sleep(1_000_000_000)
-    wait = _start_copy(x)
+    copy = _Copy(x)
     del x  # its memory must not go to the next tile before it is copied
     torch.full((64, 1, 8, 8), 7.0, device=GPU)
     done = torch.cuda.current_stream().record_event()
     assert not done.query()  # the next tile's work does not wait for the host
-    np.testing.assert_array_equal(wait(), expected)
+    assert not copy.done()
+    torch.cuda.synchronize()
+    np.testing.assert_array_equal(copy.numpy(), expected)
 
 
 def test_regression_from_a_gpu_store(config_path: Path, tmp_path: Path):
