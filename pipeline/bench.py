@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,11 +22,13 @@ DEPTHS = (3, 21)
 # multiplies and multiply-adds: 30 for two vectors of 16 entries (objdump of the AVX-512 build by GCC 12); its 16
 # additions, comparisons, shuffles and square roots can run beside them on other units. On a GPU every instruction takes
 # an issue slot: 947 for the 32 entries of a lane (nvdisasm of the 32 x 32 kernel for sm_90 by NVRTC 13.0). No kernel of
-# this arithmetic passes that limit.
-MULTIPLY_ADDS = {"cpu": 15.0, "cuda": 947 / 32}
+# this arithmetic passes that limit. Where a multiply-add keeps its unit busy for two slots, the rest fits between the
+# 736 multiplies and multiply-adds.
+MULTIPLY_ADDS = {"cpu": 15.0, "cuda": 947 / 32, "cuda, two slots": 736 / 32}
+TWO_SLOTS = (7, 5), (8, 0)  # compute capabilities of half as many float32 units as issue slots
 # Enough that every layer of a batch goes through main memory, as in an implementation layer by layer.
 UNFUSED_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}
-LARGEST_SIDE = 8192  # sums and results of such a block are about 2 GB
+LARGEST_SIDE = 8192  # sums and results of such a block take about 32 bytes a pair, 2 GB
 CIFAR10_TRAIN, CIFAR10_TEST = 50_000, 10_000
 
 log = logging.getLogger("ntk")
@@ -50,7 +53,9 @@ def _pairs_per_second(
 ) -> tuple[float, int]:
     """On square blocks that grow until one takes `seconds` or so: (pairs/s, side of the last block)."""
     side, most = 2, LARGEST_SIDE
-    if device.type == "cuda":  # the first call of a kind compiles and loads its kernels
+    if device.type == "cuda":
+        most = min(most, math.isqrt(torch.cuda.get_device_properties(device).total_memory // (8 * 32)))
+        # The first call of a kind compiles and loads its kernels.
         x = torch.ones(1, *shape, device=device)
         compute(x, x, job).sum().item()
     while True:
@@ -71,7 +76,8 @@ def _limit(device: torch.device) -> dict[str, float] | None:
         issue = fused_gpu.multiply_adds_per_second(device)
     else:
         return None
-    each = MULTIPLY_ADDS[device.type]
+    slow = device.type == "cuda" and torch.cuda.get_device_capability(device) in TWO_SLOTS
+    each = MULTIPLY_ADDS["cuda, two slots" if slow else device.type]
     return {
         "multiply_adds_per_second": issue,
         "multiply_adds_per_entry_layer": each,

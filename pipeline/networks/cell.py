@@ -18,8 +18,8 @@ from exact_ntk.records import Divergence, LargestRate, NetworkRecord, TrainedRun
 from exact_ntk.regression.solve import targets
 from exact_ntk.standard_error import standard_error
 
-# Bump by hand when the same setting trains another way: earlier runs are not reused.
-TRAIN_VERSION = 4
+# Bump by hand when the same setting trains another way, here in some precisions only: earlier runs are not reused.
+TRAIN_VERSIONS = {"float32": 4, "tf32": 4, "bf16": 5}
 # A run trains on all of a draw and is scored on the test images, or on what is not held out of it and on the rest.
 ALL, FIT = "all", "fit"
 
@@ -106,7 +106,7 @@ class NetworkCell:
             "part": ALL if run.part == ALL else f"{run.part} {self.column.holdout}",
             "train_images_drawn": digest(self.draw.train),
             "test_images_drawn": digest(self.draw.test) if run.part == ALL else None,
-            "version": TRAIN_VERSION,
+            "version": TRAIN_VERSIONS[self.column.precision],
         }
 
     def path(self, run: RunKey) -> Path:
@@ -151,20 +151,27 @@ class NetworkCell:
         """The runs whose mean is the cell's accuracy."""
         return [RunKey(lr, seed, ALL) for seed in range(self.column.seeds)]
 
+    def _largest_lr_fields(self) -> dict[str, Any]:
+        return {**self.fields(RunKey(0.0, 0, ALL)), "kind": "largest stable learning rate"}
+
+    @property
+    def largest_lr_path(self) -> Path:
+        """Where the largest stable learning rate is kept once it is known."""
+        label = f"{self.column.readout}-L{self.depth}-w{self.column.width}-lr_max"
+        return self.folder / f"{label}-{fingerprint(self._largest_lr_fields())}.json"
+
     def largest_lr(self, device: torch.device) -> LargestRate:
         """The largest stable learning rate of the seed-0 network, computed once and kept, or why there is none."""
-        setting, data = self.setting(1.0, 0), self.data(ALL, device)
-        fields = {**self.fields(RunKey(0.0, 0, ALL)), "kind": "largest stable learning rate"}
-        label = f"{self.column.readout}-L{self.depth}-w{self.column.width}-lr_max"
-        path = self.folder / f"{label}-{fingerprint(fields)}.json"
+        path = self.largest_lr_path
         if not path.exists():
+            setting, data = self.setting(1.0, 0), self.data(ALL, device)
             lr_max, why = None, None
             with progress(f"{self.name}/{self.depth} largest stable lr", MOST_STEPS, "step") as bar:
                 try:
                     lr_max = largest_stable_lr(build_network(setting, data), data.x, bar.update)
                 except DeadNetwork as error:
                     why = str(error)
-            write_json(path, LargestRate(lr_max=lr_max, why=why, fields=fields).json_value())
+            write_json(path, LargestRate(lr_max=lr_max, why=why, fields=self._largest_lr_fields()).json_value())
         return read_record(path, LargestRate)
 
     def record(self) -> tuple[NetworkRecord, dict[str, Any]] | None:

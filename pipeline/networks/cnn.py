@@ -58,10 +58,12 @@ class CNN(nn.Module):
         for w in others:
             # Scaling the small weights instead of the large activations is the same map at less traffic.
             u = F.conv2d(F.relu(u), self.scale * w, padding=1)
-        g = F.relu(u)
-        # Channels last in both factors: neither is copied when the net is in that memory format.
-        if self.last.ndim == 2:
-            f = g.mean((2, 3)) @ self.last.T
-        else:
-            f = g.permute(0, 2, 3, 1).flatten(1) @ self.last.permute(0, 2, 3, 1).flatten(1).T
-        return (self.kappa * self.scale) * f
+        # The readout adds up to H W width terms: in the weights' precision, whatever the convolutions were computed in.
+        with torch.autocast(x.device.type, enabled=False):
+            g = F.relu(u).to(self.last.dtype)
+            # Channels last in both factors: neither is copied when the net is in that memory format.
+            if self.last.ndim == 2:
+                f = g.mean((2, 3)) @ self.last.T
+            else:
+                f = g.permute(0, 2, 3, 1).flatten(1) @ self.last.permute(0, 2, 3, 1).flatten(1).T
+            return (self.kappa * self.scale) * f

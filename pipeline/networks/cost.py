@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from exact_ntk.networks import lr
 from exact_ntk.networks.cnn import CNN
 from exact_ntk.networks.precision import arithmetic
 from exact_ntk.networks.training import (
@@ -15,6 +16,7 @@ from exact_ntk.networks.training import (
     TrainingData,
     build_network,
     half_squared_error,
+    make_network,
     outputs_of,
 )
 
@@ -54,9 +56,14 @@ def training_flops(net: CNN, height: int, width: int) -> int:
 
 
 def saved_bytes(net: CNN, batch: int, height: int, width: int, itemsize: int = 4) -> int:
-    """Bytes that a batch's backward pass needs of its forward pass: each ReLU's output and the scaled weights."""
-    maps = len(net.convolutions) * batch * net.convolutions[0].shape[0] * height * width
-    return itemsize * (maps + sum(w.numel() for w in list(net.convolutions)[1:]))
+    """Bytes that a batch's backward pass needs of its forward pass: each ReLU's output and the scaled weights.
+
+    In bfloat16 the vanilla readout, which is in float32, keeps a copy of the last output of its own.
+    """
+    a_map = batch * net.convolutions[0].shape[0] * height * width
+    for_readout = 4 * a_map if itemsize == 2 and net.last.ndim == 4 else 0
+    weights = sum(w.numel() for w in list(net.convolutions)[1:])
+    return itemsize * (len(net.convolutions) * a_map + weights) + for_readout
 
 
 def training_bytes(net: CNN, setting: Setting, data: TrainingData) -> int:
@@ -95,6 +102,23 @@ def measure_cost(setting: Setting, data: TrainingData) -> Cost:
         train_seconds=train,
         test_seconds=test,
     )
+
+
+def measure_rate_search(setting: Setting, data: TrainingData) -> float:
+    """Seconds that `lr.largest_stable_lr` takes at most: its steps are in float32 whatever the run's precision is."""
+    net = build_network(setting, data)
+    weights = [w for w in net.parameters() if w.requires_grad]
+    v = torch.ones(sum(w.numel() for w in weights), device=data.x.device)
+    with arithmetic("float32", data.x.device):
+        each = _seconds_per_image(lambda x: lr.gram_times(net, x, weights, v), data.x[: lr.IMAGES_AT_ONCE])
+    return each * min(len(data.x), lr.MOST_IMAGES) * lr.MOST_STEPS
+
+
+def largest_batch(setting: Setting, data: TrainingData, memory: int) -> int | None:
+    """The largest power of two below the batch size with which a run takes at most `memory` bytes, or None."""
+    net = make_network(setting, data)
+    sizes = (1 << k for k in reversed(range((min(setting.batch_size, len(data.x)) - 1).bit_length())))
+    return next((b for b in sizes if training_bytes(net, replace(setting, batch_size=b), data) <= memory), None)
 
 
 def _seconds_per_image(work: Callable[[Tensor], object], x: Tensor) -> float:

@@ -37,7 +37,7 @@ def largest_stable_lr(net: nn.Module, x: Tensor, on_step: Callable[[], object] =
     before, diagonal, beside, largest = torch.zeros_like(v), [], [0.0], 0.0
     with arithmetic("float32", x.device):
         for _ in range(MOST_STEPS):
-            product = _gram_times(net, x, weights, v)
+            product = gram_times(net, x, weights, v)
             diagonal.append(float((product * v).sum(dtype=torch.float64)))
             product -= diagonal[-1] * v + beside[-1] * before
             tridiagonal = np.diag(diagonal) + np.diag(beside[1:], 1) + np.diag(beside[1:], -1)
@@ -54,7 +54,7 @@ def largest_stable_lr(net: nn.Module, x: Tensor, on_step: Callable[[], object] =
     return float(f"{2 * len(x) / largest:.3g}")
 
 
-def _gram_times(net: nn.Module, x: Tensor, weights: list[nn.Parameter], v: Tensor) -> Tensor:
+def gram_times(net: nn.Module, x: Tensor, weights: list[nn.Parameter], v: Tensor) -> Tensor:
     """J^T J v, summed over chunks of images; J v is the derivative of <J^T u, v> by u."""
     parts = [part.view_as(w) for part, w in zip(v.split([w.numel() for w in weights]), weights, strict=True)]
     total = torch.zeros_like(v)

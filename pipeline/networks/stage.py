@@ -1,8 +1,9 @@
 """The train-cnn stage: learning rates x seeds for every cell of every CNN column, each run trained once."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,16 +13,18 @@ import torch
 from tqdm import tqdm
 
 from exact_ntk.device import describe
-from exact_ntk.errors import ConfigError
+from exact_ntk.errors import ConfigError, NtkError
 from exact_ntk.files import fingerprint, remove_partials, write_json
 from exact_ntk.locks import try_lock
 from exact_ntk.networks.cell import ALL, FIT, NetworkCell, RunKey
-from exact_ntk.networks.cost import measure_cost, training_flops
-from exact_ntk.networks.training import TrainingRun, train
+from exact_ntk.networks.cost import largest_batch, measure_cost, measure_rate_search, training_flops
+from exact_ntk.networks.training import Setting, TrainingData, TrainingRun, train
 from exact_ntk.progress import progress
-from exact_ntk.records import RunRecord, TrainedRun
+from exact_ntk.records import LargestRate, RunRecord, TrainedRun
 
 SECONDS_BETWEEN_LOOKS = 0.5
+# The share of a device's memory that a run may take by formula: cuDNN's workspace comes on top.
+FITS = 0.7
 
 log = logging.getLogger("ntk")
 
@@ -93,17 +96,35 @@ def announce_cost(chosen: list[NetworkCell], only: Only, device: torch.device) -
         if not runs:
             continue
         setting, data = cell.setting(1.0, 0), cell.data(ALL, device)
-        cost = measure_cost(setting, data)
-        at_most = runs * setting.epochs * cost.epoch_seconds(data)
+        searches = cell.column.lr_unit == "max" and not cell.largest_lr_path.exists()
+        with _saying_what_fits(cell, setting, data):
+            cost = measure_cost(setting, data)
+            search = measure_rate_search(setting, data) if searches else 0.0
+        at_most = search + runs * setting.epochs * cost.epoch_seconds(data)
         seconds += at_most
         log.info(
             f"{cell.name}/{cell.depth}: {runs} run{'s' * (runs > 1)} of {len(data.x)} images and at most "
             f"{setting.epochs} epochs; {cost.parameters:,} parameters, {cost.flops:.2e} FLOP an image, "
             f"{1 / cost.train_seconds:.3g} images/s, memory about {cost.memory / 2**20:,.0f} MiB: "
             f"at most about {_duration(at_most)}"
+            + (f", {_duration(search)} of them to find the largest stable learning rate" if search else "")
         )
     if seconds:
         log.info(f"train-cnn: at most about {_duration(seconds)} in all, less where runs stop early")
+
+
+@contextlib.contextmanager
+def _saying_what_fits(cell: NetworkCell, setting: Setting, data: TrainingData) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        memory = torch.cuda.get_device_properties(data.x.device).total_memory
+        batch = largest_batch(setting, data, round(FITS * memory))
+        fits = f"about {batch} would fit" if batch else "none would fit"
+        raise NtkError(
+            f"{cell.name}/{cell.depth}: batches of {setting.batch_size} images do not fit into the memory of "
+            f"{data.x.device}, {memory / 2**30:.3g} GiB: {fits}; lower batch_size or width, or see who else uses it"
+        ) from error
 
 
 def _duration(seconds: float) -> str:
@@ -130,16 +151,20 @@ def _train_run(cell: NetworkCell, key: RunKey, device: torch.device) -> bool | N
 
 
 def _train_and_record(cell: NetworkCell, key: RunKey, path: Path, device: torch.device) -> None:
-    largest = cell.largest_lr(device)
-    rate = key.lr if cell.column.lr_unit == "absolute" else largest.lr_max and key.lr * largest.lr_max
     data, fields, checkpoint = cell.data(key.part, device), cell.fields(key), path.with_suffix(".pt")
+    largest: LargestRate | None = None
+    rate: float | None = key.lr
+    if cell.column.lr_unit == "max":
+        with _saying_what_fits(cell, cell.setting(0.0, 0), data):
+            largest = cell.largest_lr(device)
+        rate = largest.lr_max and key.lr * largest.lr_max
     label = f"{cell.name}/{cell.depth} lr {rate or key.lr:.3g} seed {key.seed}" + " (holdout)" * (key.part == FIT)
     setting = cell.setting(rate or 0.0, key.seed)
-    if rate is None:
+    if largest and rate is None:
         run = TrainingRun(setting, data, fields)
         run.diverged = largest.why
     else:
-        with progress(label, setting.epochs, "epoch") as bar:
+        with progress(label, setting.epochs, "epoch") as bar, _saying_what_fits(cell, setting, data):
             run = train(setting, data, fields, checkpoint, lambda run: _show(bar, run))
     if run.diverged is not None:
         log.warning(f"{label}: diverged in epoch {run.epoch + 1} ({run.diverged}): it ends here, averaged into nothing")
@@ -147,7 +172,7 @@ def _train_and_record(cell: NetworkCell, key: RunKey, path: Path, device: torch.
         result=RunRecord.model_validate(run.result()),
         right=run.right_share,
         lr=rate,
-        lr_max=largest.lr_max,
+        lr_max=largest and largest.lr_max,
         parameters=sum(w.numel() for w in run.net.parameters()),
         fingerprint=fingerprint(fields),
         fields=fields,

@@ -58,10 +58,10 @@ class TrainingData:
     y_test: Tensor
 
 
-def build_network(setting: Setting, data: TrainingData) -> CNN:
-    """The run's network at initialisation, on the images' device."""
+def make_network(setting: Setting, data: TrainingData) -> CNN:
+    """The run's network at initialisation, in the host's memory."""
     c, h, w = data.x.shape[1:]
-    net = CNN(
+    return CNN(
         (c, h, w),
         data.targets.shape[1],
         depth=setting.depth,
@@ -72,7 +72,11 @@ def build_network(setting: Setting, data: TrainingData) -> CNN:
         kappa=setting.kappa,
         seed=setting.seed,
     )
-    return net.to(data.x.device).to(memory_format=torch.channels_last)
+
+
+def build_network(setting: Setting, data: TrainingData) -> CNN:
+    """The run's network at initialisation, on the images' device."""
+    return make_network(setting, data).to(data.x.device).to(memory_format=torch.channels_last)
 
 
 def half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import yaml
 from exact_ntk.errors import ConfigError, NtkError, StoreError
 from exact_ntk.locks import try_lock
 from exact_ntk.networks import cell as cells
-from exact_ntk.networks import stage
+from exact_ntk.networks import cost, stage
 from exact_ntk.networks.cell import ALL, FIT, RunKey
 from exact_ntk.networks.stage import Only, train_cells
 from exact_ntk.networks.training import TrainingRun
@@ -293,6 +295,43 @@ def test_two_processes_share_a_sweep(cnn_config: Path, tmp_path: Path):
     assert one.result.history.loss == pytest.approx(other.result.history.loss, rel=1e-3)
     assert one.result.accuracy == pytest.approx(other.result.accuracy, abs=5)
     assert one.lr == other.lr
+
+
+def test_a_device_too_small_is_told_what_would_fit(cnn_config: Path, tmp_path: Path, monkeypatch):
+    table = prepared(cnn_config, tmp_path)
+    (cell,) = table.network_cells
+    setting, data = cell.setting(1.0, 0), cell.data(ALL, CPU)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def memory_of(batch: int) -> int:
+        return cost.training_bytes(cost.make_network(setting, data), replace(setting, batch_size=batch), data)
+
+    monkeypatch.setattr(cost, "EVALUATE_AT_ONCE", 1)
+    for name in ("measure_cost", "train"):
+        for memory, fits in [(memory_of(4), "about 4 would fit"), (memory_of(1) - 1, "none would fit")]:
+            device = SimpleNamespace(total_memory=memory / stage.FITS)
+            monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, device=device: device)
+            with monkeypatch.context() as patch:
+                patch.setattr(stage, name, full)
+                with pytest.raises(NtkError, match=f"CNN-GAP-30/3: batches of 10 images do not fit .*: {fits}"):
+                    train(table)
+
+
+def test_absolute_rates_need_no_search(cnn_config: Path, tmp_path: Path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "ntk")
+    assert train(prepared(cnn_config, tmp_path / "shares", "columns.0.seeds=1")) == 1
+    assert "to find the largest stable learning rate" in caplog.messages[0]
+    caplog.clear()
+    monkeypatch.setattr(cells, "largest_stable_lr", None)
+    options = ["columns.0.seeds=1", "columns.0.lr=[0.01]", "columns.0.lr_unit=absolute"]
+    table = prepared(cnn_config, tmp_path / "absolute", *options)
+    assert train(table) == 1
+    assert "to find" not in caplog.messages[0]
+    (record,) = collect(table).results.records
+    assert record.lr_share is None
+    assert not list(tmp_path.glob("absolute/cnn/*lr_max*"))
 
 
 def test_the_cost_is_said_before_anything_is_trained(cnn_config: Path, tmp_path: Path, caplog):

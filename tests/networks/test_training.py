@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from exact_ntk.errors import StoreError
-from exact_ntk.networks import training
+from exact_ntk.networks import precision, training
 from exact_ntk.networks.cnn import CNN
 from exact_ntk.networks.training import Setting, TrainingData, TrainingRun, train
 
@@ -221,6 +222,34 @@ def test_a_device_out_of_memory_is_not_a_damaged_checkpoint(tmp_path: Path, monk
     with pytest.raises(torch.OutOfMemoryError):
         train(SETTING, made(), FIELDS, path, quiet)
     assert path.exists()
+
+
+def test_the_callers_precision_comes_back():
+    switches, on, off = precision._tf32_switches()
+    for asked, during in [("float32", off), ("tf32", on), ("bf16", off)]:
+        before = [getattr(*switch) for switch in switches]
+        with precision.arithmetic(asked, torch.device("cpu")):
+            assert [getattr(*switch) for switch in switches] == [during, during]
+        assert [getattr(*switch) for switch in switches] == before
+
+
+@pytest.mark.parametrize("readout", ["vanilla", "gap"])
+def test_in_bfloat16_the_readout_is_in_float32(readout: str):
+    images, setting = made(), replace(SETTING, readout=readout, width=64)
+    net = training.build_network(setting, images)
+    seen = []
+
+    class Products(TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), options=None):
+            result = function(*arguments, **(options or {}))
+            if function in (torch.conv2d, torch.Tensor.matmul, torch.Tensor.__matmul__):
+                seen.append(result.dtype)
+            return result
+
+    with precision.arithmetic("bf16", torch.device("cpu")) as autocast, autocast(), Products():
+        outputs = net(images.x)
+    assert seen == [torch.bfloat16, torch.bfloat16, torch.float32]
+    torch.testing.assert_close(outputs, net(images.x), rtol=0.05, atol=0.02)
 
 
 @pytest.mark.gpu
