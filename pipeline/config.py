@@ -25,6 +25,13 @@ def _count(value: Any) -> int | str:
     raise ValueError("should be 'all' or an integer of at least 1")
 
 
+def _epochs(value: Any) -> int | tuple[int, ...]:
+    values = value if isinstance(value, list | tuple) else [value]
+    if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in values):
+        raise ValueError("should be an integer of at least 1, or a list of one for each depth")
+    return tuple(values) if isinstance(value, list | tuple) else value
+
+
 def _tile(value: Any) -> int | str:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096):
         return value
@@ -199,8 +206,9 @@ class CnnColumn(_Column):
     width: channels; in the YAML a list stands for a column each, CNN-GAP-w8, CNN-GAP-w16, ...  kappa: factor on the
     output.  lr: learning rates to choose from, as shares of the largest stable one (lr_unit: max) or as they are
     (absolute).  select: choose by accuracy on a held-out share of the training images, or, as the paper did, on the
-    test images.  epochs: the limit; training stops `settle` epochs after training accuracy has reached 100 %, and
-    accuracy is the mean over those.  zero_output: subtract the initial function, so that the output starts at 0.
+    test images.  epochs: the limit, or one for each depth; training stops `settle` epochs after training accuracy has
+    reached 100 %, and accuracy is the mean over those.  zero_output: subtract the initial function, so that the output
+    starts at 0.
     """
 
     model: Literal["cnn"]
@@ -213,7 +221,7 @@ class CnnColumn(_Column):
     holdout: Number = Field(0.1, gt=0, lt=1)
     batch_size: int = Field(128, ge=1)
     momentum: Number = Field(0.0, ge=0, lt=1)
-    epochs: int = Field(200, ge=1)
+    epochs: Annotated[int | tuple[int, ...], PlainValidator(_epochs)] = 200
     settle: int = Field(10, ge=1)
     zero_output: bool = False
     precision: Literal["float32", "tf32", "bf16"] = "float32"
@@ -225,7 +233,13 @@ class CnnColumn(_Column):
             raise ValueError("a cnn column has seeds, not draws")
         if len(set(self.lr)) < len(self.lr):
             raise ValueError("lr holds a learning rate twice")
+        if isinstance(self.epochs, tuple) and len(self.epochs) != len(self.depths):
+            raise ValueError(f"epochs should be one number, or one for each of the {len(self.depths)} depths")
         return self
+
+    def epochs_at(self, depth: int) -> int:
+        """The limit of the column's runs at one of its depths."""
+        return self.epochs[self.depths.index(depth)] if isinstance(self.epochs, tuple) else self.epochs
 
 
 Column = Annotated[KernelColumn | CnnColumn, Field(discriminator="model")]

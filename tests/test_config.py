@@ -64,6 +64,20 @@ def test_a_bad_value_is_refused_by_its_key_on_one_line(config_path: Path, assign
     assert caught.value.exit_status == 2
 
 
+def test_a_limit_of_epochs_for_each_depth(widths_path: Path):
+    options = ["columns.0.depths=[3, 4]", "columns.0.epochs=[30, 20]"]
+    column = load_config(str(widths_path), options).columns[0]
+    assert [column.epochs_at(depth) for depth in (3, 4)] == [30, 20]
+    assert load_config(str(widths_path), ["columns.0.epochs=7"]).columns[0].epochs_at(3) == 7
+    for epochs, words in [
+        ("[3, 4]", "columns.0: epochs should be one number, or one for each of the 1 depths"),
+        ("[]", "columns.0.epochs: should be an integer of at least 1, or a list of one for each depth"),
+        ("0", "columns.0.epochs: should be an integer of at least 1"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            load_config(str(widths_path), [f"columns.0.epochs={epochs}"])
+
+
 @pytest.fixture
 def widths_path(tmp_path: Path) -> Path:
     """A network in two widths, then another column."""

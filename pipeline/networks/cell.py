@@ -90,7 +90,7 @@ class NetworkCell:
             lr=lr,
             momentum=c.momentum,
             batch_size=c.batch_size,
-            epochs=c.epochs,
+            epochs=c.epochs_at(self.depth),
             settle=c.settle,
             zero_output=c.zero_output,
             precision=c.precision,

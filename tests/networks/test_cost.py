@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from exact_ntk.networks import cost
+from exact_ntk.networks.cnn import CNN
 from exact_ntk.networks.training import Setting, TrainingData, build_network
+from exact_ntk.settings import bundled, load_config
 from tests.networks.test_training import SETTING
 
 ENDS = [(first, last) for first in (False, True) for last in (False, True)]
@@ -33,6 +36,18 @@ def test_flops_are_those_that_torch_counts(readout: str, ends: tuple[bool, bool]
     counted = counter.get_total_flops() / len(images.x)
     # Global average pooling's readout touches pixels in its mean, which is no matrix product.
     assert cost.training_flops(net, 4, 7) == counted
+
+
+def test_the_papers_table_says_what_its_networks_cost():
+    total = 0
+    for column in (c for c in load_config("cifar10").columns if c.model == "cnn"):
+        images = (3 + len(column.lr)) * 50_000 - len(column.lr) * round(column.holdout * 50_000)
+        for depth in column.depths:
+            ends = dict(train_first=column.trains_first, train_last=column.trains_last)
+            with FakeTensorMode():
+                net = CNN((3, 32, 32), 10, depth=depth, width=column.width, readout=column.readout, **ends)
+                total += cost.training_flops(net, 32, 32) * images * column.epochs_at(depth)
+    assert f"at most {total:.1e} FLOP".replace("e+", "e") in (bundled()["cifar10"]).read_text()
 
 
 @pytest.mark.parametrize("readout", ["vanilla", "gap"])
