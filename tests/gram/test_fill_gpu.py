@@ -1,18 +1,22 @@
 """compute-gram, solve and run on a GPU: `pytest -m gpu`."""
 
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from exact_ntk import bench
-from exact_ntk.gram.fill import _Copy
+from exact_ntk import bench, kernels
+from exact_ntk.gram.fill import TileComputer, _Copy
+from exact_ntk.gram.plan import Source
 from exact_ntk.kernels.fused import gpu
 from exact_ntk.regression.stage import solve_cells
 from exact_ntk.report.collect import collect
 from exact_ntk.table import Table
-from tests.gram.test_fill import blocks
+from tests.gram.test_fill import blocks, command
 from tests.made_up import fill, table_of
 
 pytestmark = pytest.mark.gpu
@@ -81,3 +85,87 @@ def test_the_benchmark_knows_a_gpus_limit(monkeypatch):
     rates = {r["backend"]: r for r in found["rates"]}
     assert {"fused-cuda", "reference-cuda", "layer by layer"} <= rates.keys()
     assert all(0 < r["share_of_limit"] < 1 for r in found["rates"])
+
+
+def test_a_store_holds_the_bytes_that_the_kernels_give(config_path: Path, tmp_path: Path):
+    """Through pinned memory, several tiles in flight and several writers."""
+    table = computed(config_path, tmp_path, GPU, "gram.tile=7")
+    x = table.images.x.to(GPU)
+    for cell in table.kernel_cells:
+        _, store = table.shelf.require(cell.request([0]))
+        rows, columns = np.arange(len(x)), np.arange(table.images.n_train)
+        stored = {}
+        for tile in store.finished(cell.array):
+            r, c = store.shape.bounds(tile)
+            stored[tile] = store.read(*cell.array, rows[r], columns[c])
+            readout, depth = cell.array
+            ends = dict(train_first=cell.sources[0].train_first, train_last=cell.sources[0].train_last)
+            k = (
+                kernels.cntk(x[r], x[c], depths=(depth,), readouts=(readout,), backend="fused", **ends)[0, 0]
+                .cpu()
+                .numpy()
+            )
+            lower = np.add.outer(np.arange(r.start, r.stop), -np.arange(c.start, c.stop)) >= 0
+            np.testing.assert_array_equal(stored[tile][lower], k[lower])
+        assert len(stored) > 3
+
+
+def test_a_fill_that_was_cut_short_goes_on_to_the_same_bits(config_path: Path, tmp_path: Path, monkeypatch):
+    real, left = TileComputer.block, [4]
+
+    def failing(self, rows, columns, arrays):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(self, rows, columns, arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
+        patch.setattr(TileComputer, "block", failing)
+        with pytest.raises(KeyboardInterrupt):
+            computed(config_path, tmp_path / "run", GPU)
+    found = blocks(computed(config_path, tmp_path / "run", GPU))
+    for key, k in blocks(computed(config_path, tmp_path / "whole", GPU)).items():
+        np.testing.assert_array_equal(found[key], k, err_msg=key)
+
+
+def test_two_processes_on_one_card(config_path: Path, tmp_path: Path):
+    options = [*("--device", "cuda"), *("--set", "gram.backend=fused"), *("--set", "gram.tile=7")]
+    both = [subprocess.Popen(command(config_path, tmp_path, *options), stderr=subprocess.PIPE) for _ in range(2)]
+    assert [(p.communicate()[1], p.returncode)[1] for p in both] == [0, 0]
+    found = blocks(table_of(config_path, tmp_path / "tiny", *FUSED, "gram.tile=7", device="cuda:0"))
+    for key, k in blocks(computed(config_path, tmp_path / "alone", GPU, "gram.tile=7")).items():
+        np.testing.assert_array_equal(found[key], k, err_msg=key)
+
+
+def test_a_card_too_small_for_a_block_gives_the_same_bits(caplog):
+    images = SimpleNamespace(x=torch.randn(4000, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    source = Source("vanilla", True, True, "fused-cuda", "float32", {})
+    block, arrays = (slice(2000, 4000), slice(0, 2000)), [("vanilla", 3), ("vanilla-nngp", 6)]
+    whole = TileComputer(source, images, GPU).block(*block, arrays).cpu()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(GPU).total_memory
+    try:
+        # One array of the result is 32 MB, sums and result together are 5 of them and more.
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(GPU) + (96 << 20)) / total, GPU)
+        halved = TileComputer(source, images, GPU).block(*block, arrays)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, GPU)
+    assert "is out of memory for a block of 2000 x 2000 images: going on in blocks of 1000 x 1000" in caplog.text
+    assert torch.equal(halved, whole)
+
+
+def test_ten_thousand_images_from_pixels_to_coefficients(tmp_path: Path):
+    generator = np.random.default_rng(0)
+    x, y = (generator.integers(0, high, size) for high, size in [(256, (10_200, 6, 6)), (10, 10_200)])
+    arrays = {"x_train": x[:10_000].astype(np.uint8), "y_train": y[:10_000]}
+    np.savez(tmp_path / "noise.npz", **arrays, x_test=x[10_000:].astype(np.uint8), y_test=y[10_000:])
+    column = {"model": "cntk", "readout": "vanilla", "depths": [3], "train": {"n": "all"}}
+    tree = {"name": "large", "data": {"dataset": "npz", "path": str(tmp_path / "noise.npz")}, "columns": [column]}
+    (tmp_path / "large.yaml").write_text(yaml.safe_dump(tree))
+    table = computed(tmp_path / "large.yaml", tmp_path / "run", GPU)
+    assert solve_cells(table.kernel_cells, GPU) == 1
+    (record,) = collect(table).results.records
+    assert record.n_train == 10_000
+    assert record.by_draw[0].residual < 1e-9
+    assert not record.indefinite

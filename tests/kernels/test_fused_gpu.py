@@ -1,5 +1,9 @@
 """The fused kernels on a GPU: `pytest -m gpu`. What needs no GPU is in test_fused_emulated.py."""
 
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -84,6 +88,7 @@ def test_same_bits_from_run_to_run_and_for_any_tile_strip_and_launch(shape, monk
     job = Pass("gap", (3, 6), ("gap",), False, False)
     small = 3 * gpu.ImageTables.bytes_each(find_layout(*shape[1:]), shape[0], 5)
     monkeypatch.setattr(gpu, "PARTIAL_BYTES", 5000)
+    monkeypatch.setattr(gpu, "entry_layers_a_launch", lambda _: 10**6)
     strips = gpu.cntk_pass(y.to(GPU), None, job, strip_bytes=small).cpu()
     assert torch.equal(strips[0], square[READOUTS.index("gap")])
 
@@ -127,3 +132,78 @@ def test_a_value_does_not_depend_on_the_depths_or_readouts_beside_it():
         assert torch.equal(alone[:, 0], together[:, slot]), depth
     for slot, name in enumerate(READOUTS):
         assert torch.equal(kernels.cntk(x, depths=depths, readouts=(name,), backend="fused", **ends)[0], together[slot])
+
+
+def test_pooled_cifar_sized_images_at_depth_21_agree_with_the_cpu():
+    x, y = images(4, (3, 32, 32)).float(), images(3, (3, 32, 32), seed=1).float()
+    y[0, ..., :9] = x[0, ..., :9]
+    options = dict(depths=(3, 4, 6, 11, 21), readouts=("gap", "gap-nngp"))
+    cpu, own = kernels.cntk(x, y, **options), [kernels.cntk(z, **options).diagonal(dim1=-2, dim2=-1) for z in (x, y)]
+    scale = (own[0][..., :, None] * own[1][..., None, :]).sqrt()
+    assert float(((fused(x, y, **options) - cpu) / scale).abs().max()) < BOUND
+
+
+@pytest.mark.parametrize("family, n", [("vanilla", 700), ("gap", 60)])
+def test_blocks_over_several_strips_and_launches_at_real_size(family: str, n: int, monkeypatch):
+    x = images(n, (3, 32, 32)).float().to(GPU)
+    x[n // 2] = x[1]
+    job = Pass(family, (3, 21), (family, f"{family}-nngp"), True, True)
+    whole, rectangle = gpu.cntk_pass(x, None, job), gpu.cntk_pass(x, x[: n // 3], job)
+    assert torch.equal(whole.tril()[..., : n // 3], rectangle.tril())
+    small = n // 3 * gpu.ImageTables.bytes_each(find_layout(32, 32), 3, 20)
+    monkeypatch.setattr(gpu, "entry_layers_a_launch", lambda _: 3 * 10**7)
+    assert torch.equal(gpu.cntk_pass(x, None, job, strip_bytes=small), whole)
+    assert torch.equal(gpu.cntk_pass(x, x[: n // 3], job, strip_bytes=small), rectangle)
+
+
+@pytest.mark.parametrize("channels", [3, 40, 1024])
+def test_an_images_tables_do_not_depend_on_the_others(channels: int):
+    x, layout = images(300, (channels, 8, 8)).float().to(GPU), find_layout(8, 8)
+    together = gpu.ImageTables(x, layout, 4)
+    for part in (slice(0, 1), slice(100, 103), slice(150, 300)):
+        alone = gpu.ImageTables(x[part], layout, 4)
+        for name in ("tables", "exact", "scale", "hash"):
+            assert torch.equal(getattr(alone, name), getattr(together, name)[part]), name
+
+
+def test_images_of_many_channels():
+    x, y = images(3, (1024, 6, 6)).float(), images(2, (1024, 6, 6), seed=1).float()
+    assert error(x, y, depths=(3, 6), readouts=READOUTS) < BOUND
+
+
+def test_launches_are_cut_by_a_rate_that_was_measured():
+    gpu.entry_layers_a_launch.cache_clear()
+    limit = gpu.entry_layers_a_launch(torch.device("cuda", torch.cuda.current_device()))
+    assert 10**8 < limit <= gpu.MOST_ENTRY_LAYERS
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_second_gpu():
+    x = images(5, (3, 32, 32)).float()
+    options = dict(depths=(3, 6), readouts=("vanilla", "gap"), backend="fused")
+    with torch.cuda.device(0):
+        first, second = (kernels.cntk(x, device=f"cuda:{k}", **options) for k in (0, 1))
+        assert torch.cuda.current_device() == 0
+    assert second.device.index == 1
+    if torch.cuda.get_device_name(0) == torch.cuda.get_device_name(1):
+        assert torch.equal(first.cpu(), second.cpu())
+    torch.testing.assert_close(first.cpu(), second.cpu(), rtol=4e-6, atol=0)
+
+
+SMALL = """
+import torch
+from exact_ntk.kernels import READOUTS, cntk
+x = torch.randn(5, 3, {height}, {width}, generator=torch.Generator().manual_seed(0)).cuda()
+x[3] = x[1]
+assert cntk(x, depths=(3, 6), readouts=READOUTS, backend="fused").isfinite().all()
+"""
+
+
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="needs compute-sanitizer")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+@pytest.mark.parametrize("size", [(8, 8), (5, 7), (32, 32)])
+def test_the_sanitizer_finds_nothing(tool: str, size: tuple[int, int]):
+    script = SMALL.format(height=size[0], width=size[1])
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--kernel-regex", "kernel_substring=ntk_"]
+    done = subprocess.run([*command, sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

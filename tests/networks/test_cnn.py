@@ -135,3 +135,19 @@ def test_power_iteration_stops_once_the_estimate_stands():
     jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in gradients]).double()
     assert found == pytest.approx(2 * len(x) / float(torch.linalg.matrix_norm(jacobian, 2)) ** 2, rel=2e-3)
     assert 1 < len(steps) < MOST_STEPS
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("readout", ["vanilla", "gap"])
+def test_the_largest_stable_lr_of_a_gpu_is_the_cpus(readout):
+    x, trained = images(70, (3, 8, 8)), readout == "vanilla"
+    options = dict(depth=4, width=64, readout=readout, train_first=trained, train_last=trained, kappa=0.05)
+    net = CNN((3, 8, 8), 10, **options)
+    on_cpu = largest_stable_lr(net, x)
+    # In float32, TF32 left alone whatever the caller's setting: the third digit may fall the other way.
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        on_gpu = largest_stable_lr(net.cuda(), x.cuda())
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+    assert on_gpu == pytest.approx(on_cpu, rel=0.005)

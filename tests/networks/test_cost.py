@@ -9,7 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from exact_ntk.networks import cost
 from exact_ntk.networks.cnn import CNN
-from exact_ntk.networks.training import Setting, TrainingData, build_network
+from exact_ntk.networks.lr import largest_stable_lr
+from exact_ntk.networks.precision import arithmetic
+from exact_ntk.networks.training import Setting, TrainingData, TrainingRun, build_network
 from exact_ntk.settings import bundled, load_config
 from tests.networks.test_training import SETTING
 
@@ -93,3 +95,24 @@ def test_memory_on_a_gpu_is_near_the_estimate(precision: str):
     found = cost.measure_cost(setting, images)
     # cuDNN's workspace comes on top.
     assert 0.8 < torch.cuda.max_memory_allocated() / found.memory < 2.0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_the_papers_width_and_depth_train_on_a_gpu(precision: str):
+    x = torch.randn(64, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
+    y = torch.arange(64, device="cuda") % 10
+    targets = torch.nn.functional.one_hot(y, 10).float() - 0.1
+    images = TrainingData(x, targets, y, x[:16], y[:16])
+    ends = dict(train_first=False, train_last=False)
+    setting = replace(SETTING, depth=21, width=1024, batch_size=32, kappa=0.05, epochs=2, precision=precision, **ends)
+    found = cost.measure_cost(setting, images)
+    assert found.parameters == sum(w.numel() for w in cost.make_network(setting, images).parameters()) > 1.7e8
+    rate = largest_stable_lr(build_network(setting, images), images.x)
+    run = TrainingRun(replace(setting, lr=0.25 * rate, momentum=0.0), images, {})
+    with arithmetic(precision, x.device) as autocast:
+        run.begin(autocast)
+        for _ in range(2):
+            run.train_epoch(autocast)
+    assert run.diverged is None
+    assert run.history["loss"][1] < run.history["loss"][0]

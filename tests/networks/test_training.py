@@ -264,3 +264,22 @@ def test_a_gpu_run_agrees_with_the_cpu(tmp_path: Path, precision: str):
     assert gpu.history["loss"] == pytest.approx(cpu.history["loss"], rel=tolerance)
     again = train(setting, on_gpu, FIELDS, tmp_path / "again.pt", quiet)
     assert again.history == gpu.history
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_a_gpu_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch, precision: str):
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    setting, images = replace(SETTING, precision=precision, epochs=6, settle=50), made()
+    images = TrainingData(*(t.cuda() for t in (images.x, images.targets, images.y, images.x_test, images.y_test)))
+    whole = train(setting, images, FIELDS, tmp_path / "whole.pt", quiet)
+
+    def stop_in_the_fourth(run: TrainingRun) -> None:
+        if run.epoch == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(setting, images, FIELDS, tmp_path / "cut.pt", stop_in_the_fourth)
+    resumed = train(setting, images, FIELDS, tmp_path / "cut.pt", quiet)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert whole.history == resumed.history
