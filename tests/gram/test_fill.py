@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -356,12 +357,23 @@ def test_tiles_in_flight_are_written_only_when_they_have_been_computed(config_pa
     def some_time(seconds: float) -> None:
         on_host.add(begun[len(on_host)])
 
+    class Bar(nullcontext):
+        def set_postfix_str(self, text: str, refresh: bool) -> None:
+            said = int(text.split(" entry-layers/s, ")[1].split()[0])
+            assert 0 < said <= len(chunks(tmp_path))  # what is shown as done is on the disk
+
+        def update(self, pairs: int) -> None:
+            shown.append(pairs)
+
+    shown: list[int] = []
+    monkeypatch.setattr(filling._Filling, "bar", Bar())
     monkeypatch.setattr(filling, "_Copy", Late)
     monkeypatch.setattr(filling.time, "sleep", some_time)
     table = table_of(config_path, tmp_path, *FEW)
     monkeypatch.setattr(filling._Filling, "on_gpu", True)
     fill(table)
     assert most == [1 + filling.COMPUTED_AHEAD]
+    assert len(shown) == len(begun)
     monkeypatch.undo()
     assert same(blocks(table), blocks(filled(config_path, tmp_path / "whole", *FEW)))
 
