@@ -40,7 +40,7 @@ from exact_ntk.progress import progress
 from exact_ntk.provenance import add_provenance
 
 # On a GPU: one thread writes 0.5 GB/s or so, less than vanilla tiles are made of.
-WRITERS = min(4, os.cpu_count() or 1)
+WRITERS = min(4, len(os.sched_getaffinity(0)))
 # Tiles beyond the oldest one that are computed or computing, and bytes on their way from there to the disk.
 COMPUTED_AHEAD, BYTES_IN_FLIGHT = 1, 1 << 30
 SECONDS_BETWEEN_QUERIES = 0.002

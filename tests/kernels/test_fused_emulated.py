@@ -293,7 +293,7 @@ GPU = torch.device("cuda:0")
 @pytest.fixture
 def fresh():
     """Forget what earlier tests found, before and after."""
-    caches = (gpu.unavailable, gpu._object_code, gpu._kernel, warn_once)
+    caches = (gpu.unavailable, gpu._cubin, gpu._object_code, gpu._kernel, warn_once)
     for cache in caches:
         cache.cache_clear()
     yield

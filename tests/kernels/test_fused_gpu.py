@@ -204,6 +204,6 @@ assert cntk(x, depths=(3, 6), readouts=READOUTS, backend="fused").isfinite().all
 @pytest.mark.parametrize("size", [(8, 8), (5, 7), (32, 32)])
 def test_the_sanitizer_finds_nothing(tool: str, size: tuple[int, int]):
     script = SMALL.format(height=size[0], width=size[1])
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--kernel-regex", "kernel_substring=ntk_"]
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
     done = subprocess.run([*command, sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

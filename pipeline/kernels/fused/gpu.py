@@ -21,7 +21,7 @@ from exact_ntk.kernels.reference import deviations
 SMALLEST_NORM = 1e-18
 # Never free memory: tables of a strip of images, at most this share of the device's memory and so many images; what is
 # made of them at once; partial sums of a launch.
-STRIP_BYTES, STRIP_SHARE, STRIP_IMAGES = 1536 << 20, 12, 1 << 14
+STRIP_BYTES, STRIP_SHARE, STRIP_IMAGES = 1536 << 20, 12, 1 << 13
 BUILD_BYTES, PARTIAL_BYTES = 256 << 20, 256 << 20
 AGAIN_BLOCKS, COLLECT_THREADS = 1024, 256
 # Vanilla: blocks across a panel. Blocks at work together then span about as many first images as second ones, so that
@@ -127,7 +127,8 @@ def unavailable(device: torch.device, height: int, width: int) -> str | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        return f"the driver cannot run the kernels ({error}): update it, or install NVRTC of the CUDA that it supports"
+        what = str(error).strip().partition("\n")[0]
+        return f"the driver cannot run the kernels ({what}): update it, or install NVRTC of the CUDA that it supports"
     return None
 
 
