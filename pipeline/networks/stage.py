@@ -99,6 +99,7 @@ def announce_cost(chosen: list[NetworkCell], only: Only, device: torch.device) -
         searches = cell.column.lr_unit == "max" and not cell.largest_lr_path.exists()
         with _saying_what_fits(cell, setting, data):
             cost = measure_cost(setting, data)
+        with _saying_what_fits(cell, setting, data, search=True):
             search = measure_rate_search(setting, data) if searches else 0.0
         at_most = search + runs * setting.epochs * cost.epoch_seconds(data)
         seconds += at_most
@@ -114,16 +115,22 @@ def announce_cost(chosen: list[NetworkCell], only: Only, device: torch.device) -
 
 
 @contextlib.contextmanager
-def _saying_what_fits(cell: NetworkCell, setting: Setting, data: TrainingData) -> Iterator[None]:
+def _saying_what_fits(cell: NetworkCell, setting: Setting, data: TrainingData, search: bool = False) -> Iterator[None]:
+    """Raises NtkError where the device's memory is too small for training, or for the search for a learning rate."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        memory = torch.cuda.get_device_properties(data.x.device).total_memory
-        batch = largest_batch(setting, data, round(FITS * memory))
-        fits = f"about {batch} would fit" if batch else "none would fit"
+        device = data.x.device
+        memory = torch.cuda.get_device_properties(device).total_memory
+        if search:
+            what, advice = "the search for the largest stable learning rate does", "lower width, or give absolute rates"
+        else:
+            batch = largest_batch(setting, data, round(FITS * memory))
+            what = f"batches of {setting.batch_size} images do"
+            advice = f"{f'about {batch}' if batch else 'none'} would fit; lower batch_size or width"
         raise NtkError(
-            f"{cell.name}/{cell.depth}: batches of {setting.batch_size} images do not fit into the memory of "
-            f"{data.x.device}, {memory / 2**30:.3g} GiB: {fits}; lower batch_size or width, or see who else uses it"
+            f"{cell.name}/{cell.depth}: {what} not fit into the memory of {device}, {memory / 2**30:.3g} GiB: {advice}, "
+            "or see who else uses it"
         ) from error
 
 
@@ -155,7 +162,7 @@ def _train_and_record(cell: NetworkCell, key: RunKey, path: Path, device: torch.
     largest: LargestRate | None = None
     rate: float | None = key.lr
     if cell.column.lr_unit == "max":
-        with _saying_what_fits(cell, cell.setting(0.0, 0), data):
+        with _saying_what_fits(cell, cell.setting(0.0, 0), data, search=True):
             largest = cell.largest_lr(device)
         rate = largest.lr_max and key.lr * largest.lr_max
     label = f"{cell.name}/{cell.depth} lr {rate or key.lr:.3g} seed {key.seed}" + " (holdout)" * (key.part == FIT)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from exact_ntk.kernels.fused import build, gpu
-from exact_ntk.kernels.fused.build import compiler
+from exact_ntk.kernels.fused.build import compilers
 from exact_ntk.kernels.fused.layout import find_layout
 from tests.kernels import emulated_gpu
 from tests.kernels.launches_on_stub import CAPABILITY, JOBS
@@ -24,11 +24,13 @@ LAUNCH = re.compile(r"launch (\w+) of (\d) on (\d), stream (0x[0-9a-f]+)")
 def seen(tmp_path_factory) -> tuple[dict, list[str]]:
     """What the process found, and what was asked of the driver, line by line."""
     pytest.importorskip("cuda.core")
-    if compiler() is None:
+    if not compilers():
         pytest.skip("no C++ compiler")
     folder = tmp_path_factory.mktemp("stub")
     stub = folder / "libcuda.so.1"
-    subprocess.run([compiler(), "-x", "c", "-shared", "-fPIC", HERE / "stub_driver.c", "-o", stub, "-ldl"], check=True)
+    subprocess.run(
+        [*compilers()[0], "-x", "c", "-shared", "-fPIC", HERE / "stub_driver.c", "-o", stub, "-ldl"], check=True
+    )
     (code,) = {gpu.source(find_layout(3, 2), True, job.train_first) for job in JOBS}
     # Compiled here, for NVRTC does not run beside the stub.
     build.build_cubin(folder / "ntk", code, "sm_{}{}".format(*CAPABILITY))

@@ -319,6 +319,16 @@ def test_a_device_too_small_is_told_what_would_fit(cnn_config: Path, tmp_path: P
                     train(table)
 
 
+def test_a_search_that_does_not_fit_is_told_apart(cnn_config: Path, tmp_path: Path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(stage, "measure_rate_search", full)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=2**31))
+    with pytest.raises(NtkError, match="the search for the largest .* memory of cpu, 2 GiB: lower width, or give abs"):
+        train(prepared(cnn_config, tmp_path))
+
+
 def test_absolute_rates_need_no_search(cnn_config: Path, tmp_path: Path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "ntk")
     assert train(prepared(cnn_config, tmp_path / "shares", "columns.0.seeds=1")) == 1
