@@ -129,8 +129,8 @@ def _saying_what_fits(cell: NetworkCell, setting: Setting, data: TrainingData, s
             what = f"batches of {setting.batch_size} images do"
             advice = f"{f'about {batch}' if batch else 'none'} would fit; lower batch_size or width"
         raise NtkError(
-            f"{cell.name}/{cell.depth}: {what} not fit into the memory of {device}, {memory / 2**30:.3g} GiB: {advice}, "
-            "or see who else uses it"
+            f"{cell.name}/{cell.depth}: {what} not fit into the memory of {device}, {memory / 2**30:.3g} GiB: "
+            f"{advice}, or see who else uses it"
         ) from error
 
 
