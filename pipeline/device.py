@@ -50,6 +50,11 @@ def cpu_model() -> str:
     return _cpu_info("model name") or platform.processor() or platform.machine()
 
 
+def cpu_vendor() -> str | None:
+    """GenuineIntel, AuthenticAMD, ..., or None where the kernel does not say."""
+    return _cpu_info("vendor_id")
+
+
 def cpu_features() -> str:
     """The processor's instruction sets as the kernel gives them: machines of one name may differ in them."""
     return _cpu_info("flags", "Features") or ""

@@ -48,6 +48,21 @@ def compilations(caplog) -> int:
     return sum(message.startswith("compiling") for message in caplog.messages)
 
 
+@pytest.mark.parametrize(
+    ("vendor", "features", "dear"),
+    [
+        ("GenuineIntel", "fpu avx2 avx512f", True),
+        ("GenuineIntel", "fpu avx2", False),
+        ("AuthenticAMD", "fpu avx2 avx512f", False),
+        (None, "asimd", False),
+    ],
+)
+def test_intels_512_bit_units_get_the_arithmetic_with_one_root(vendor, features, dear, monkeypatch):
+    monkeypatch.setattr(build, "cpu_vendor", lambda: vendor)
+    monkeypatch.setattr(build, "cpu_features", lambda: features)
+    assert ("-DNTK_DEAR_ROOTS" in build.flags_here()) == dear
+
+
 def test_a_build_is_kept_and_found_again(tmp_path: Path, caplog):
     cache = tmp_path / "cache"
     assert [answer(cache), answer(cache)] == [42, 42]

@@ -218,14 +218,14 @@ def test_layout_and_precision_of_the_input_do_not_matter():
     assert torch.equal(fused(x.double(), depths=(3,)), expected)
 
 
-@pytest.mark.parametrize("march", ["x86-64", "x86-64-v3"])
+@pytest.mark.parametrize(("march", "more"), [("x86-64", ()), ("x86-64-v3", ("-DNTK_DEAR_ROOTS",))])
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="needs an x86 with AVX2")
-def test_narrower_vectors_from_the_same_source(march, tmp_path):
+def test_other_vectors_and_roots_from_the_same_source(march, more, tmp_path):
     flags = tuple(f"-march={march}" if f == "-march=native" else f for f in build.FLAGS)
-    library = cpu.load(build.build_library(tmp_path, flags))
-    x = degenerate((2, 8, 8))
+    library = cpu.load(build.build_library(tmp_path, (*flags, *more)))
+    x = torch.cat([degenerate((1, 8, 8)), images(3, (1, 8, 8)).float()])
     for family in ("vanilla", "gap"):
-        job = Pass(family, (3, 11), (family, f"{family}-nngp"), family == "vanilla", family == "vanilla")
+        job = Pass(family, (3, 11, 21), (family, f"{family}-nngp"), family == "vanilla", family == "vanilla")
         found = cpu.cntk_pass(x, None, job, library)
         options = dict(depths=job.depths, readouts=job.readouts, dtype=torch.float64)
         own = diagonal(x, **options)

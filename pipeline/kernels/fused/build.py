@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from exact_ntk.device import cpu_features, cpu_model
+from exact_ntk.device import cpu_features, cpu_model, cpu_vendor
 from exact_ntk.errors import NtkError
 from exact_ntk.files import digest, write_atomic
 from exact_ntk.notices import warn_once
@@ -226,12 +226,22 @@ def _open(content: bytes, spare: Path | None) -> ctypes.CDLL:
     raise CompileError(f"the compiled kernels cannot be loaded: {failures[0]}")
 
 
-def build_library(folder: Path | None, flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
+def flags_here() -> tuple[str, ...]:
+    """`FLAGS`, and for Intel's 512-bit units a polynomial in place of the second square root of an entry.
+
+    Theirs take 12 cycles each, one after another, which bounds the loop; AMD's are faster than the polynomial.
+    """
+    dear = cpu_vendor() == "GenuineIntel" and "avx512f" in cpu_features().split()
+    return (*FLAGS, "-DNTK_DEAR_ROOTS") if dear else FLAGS
+
+
+def build_library(folder: Path | None, flags: tuple[str, ...] | None = None) -> ctypes.CDLL:
     """Compile, or find in `folder` what an earlier call compiled from the same source with the same tools.
 
     Named by source, flags and CPU model with its features, and by the compiler and its version. Where a compiler fails
     the next one takes its place, and where all do what any has compiled before. Raises CompileError.
     """
+    flags = flags_here() if flags is None else flags
     sources = [(HERE / name).read_bytes() for name in CPU_SOURCES]
     stem = f"fused-cpu-{digest(*sources, ' '.join(flags), cpu_model(), cpu_features())[:16]}"
     failures, names, tried = _named_but_missing(), [], set()

@@ -44,6 +44,9 @@ static inline __attribute__((always_inline)) vec root(vec x) {
 
 #include "exact.h"
 template <> struct Scalar<vec> { using type = float; };
+#if defined(NTK_DEAR_ROOTS)
+template <> struct DearRoots<vec> { static constexpr bool value = true; };
+#endif
 
 namespace {
 
