@@ -2,8 +2,8 @@
 
     python benchmarks/cpu_rates.py [ROUNDS]
 
-Each round computes every block once, one after another, on torch's number of threads; printed are the medians over rounds
-in entry-layers/s, at depth 21 and in float32, and for each round its rate over that round's pooled one.
+Each round computes every block once, one after another, on torch's number of threads; printed are the medians over
+rounds in entry-layers/s, at depth 21 and in float32, and of the rates over the same round's pooled one.
 """
 
 import statistics
