@@ -58,7 +58,7 @@ class DrawRecord(_Record):
     """Kernel regression on one draw.
 
     residual: |K alpha - y| / |y|.  one_norm, inverse_one_norm: the 1-norm of what was solved, ridge included, and an
-    estimate from below of its inverse's; one_norm_condition: their product, None where it is not finite.
+    estimate from below of its inverse's; condition: their product, in that norm, None where it is not finite.
     indefinite: the order of the first leading minor that is not positive, or None.  overlaps: whether the draw shares
     training images with another.
     """
@@ -67,7 +67,7 @@ class DrawRecord(_Record):
     residual: float
     one_norm: float
     inverse_one_norm: float | None
-    one_norm_condition: float | None
+    condition: float | None
     indefinite: int | None
     overlaps: bool
     early_stopping: EarlyStopped | None
@@ -111,9 +111,9 @@ class KernelRecord(_CellRecord):
         return max(d.residual for d in self.by_draw)
 
     @property
-    def one_norm_condition(self) -> float | None:
+    def condition(self) -> float | None:
         """The largest of its draws', or None where one is not finite."""
-        found = [d.one_norm_condition for d in self.by_draw]
+        found = [d.condition for d in self.by_draw]
         return None if None in found else max(c for c in found if c is not None)
 
 

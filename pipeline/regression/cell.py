@@ -138,7 +138,7 @@ class KernelCell:
         for k in range(len(self.draws)):
             found = self.solved(k)
             if found and found.record.residual > LARGEST_RESIDUAL:
-                condition = found.record.one_norm_condition
+                condition = found.record.condition
                 text = "not finite" if condition is None else f"{condition:.1e}"
                 return (
                     f"the solution of draw {k} leaves a residual of {found.record.residual:.1e}, so its Gram matrix is "

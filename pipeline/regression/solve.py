@@ -37,7 +37,7 @@ class Solution:
     """alpha (n, outputs) with (K + ridge mean(diag K) I) alpha = targets.
 
     residual: ||K alpha - y|| / ||y||.  one_norm: the 1-norm of what was solved.  inverse_one_norm: that of its inverse,
-    estimated from below (see `condition`); None where float64 cannot hold it or the condition.  indefinite: None, or
+    estimated from below (see `regression.condition`); None where float64 cannot hold it or the condition.  indefinite: None, or
     the order of the first leading minor that is not positive: the system was then solved by LU.
     """
 
@@ -48,7 +48,7 @@ class Solution:
     indefinite: int | None
 
     @property
-    def one_norm_condition(self) -> float | None:
+    def condition(self) -> float | None:
         """The condition number in the 1-norm, or None where it is not finite."""
         return None if self.inverse_one_norm is None else self.one_norm * self.inverse_one_norm
 

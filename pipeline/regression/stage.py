@@ -232,7 +232,7 @@ def _solve_draw(
         residual=solution.residual,
         one_norm=solution.one_norm,
         inverse_one_norm=solution.inverse_one_norm,
-        one_norm_condition=solution.one_norm_condition,
+        condition=solution.condition,
         indefinite=solution.indefinite,
         overlaps=d.overlaps,
         early_stopping=stopped,

@@ -25,7 +25,7 @@ CSV_KEYS = (
     "lr",
     "indefinite",
     "residual",
-    "one_norm_condition",
+    "condition",
     "backend",
     "dtype",
     "stored",
@@ -118,7 +118,7 @@ def _indefinite(results: Results) -> list[str]:
     by_column: dict[str, list[str]] = {}
     for r in results.records:
         if isinstance(r, KernelRecord) and r.indefinite:
-            condition = "not finite" if r.one_norm_condition is None else f"{r.one_norm_condition:.1e}"
+            condition = "not finite" if r.condition is None else f"{r.condition:.1e}"
             text = f"{r.residual:.1e} and {condition} at depth {r.depth}"
             by_column.setdefault(r.column, []).append(text)
     return [

@@ -40,7 +40,7 @@ def test_the_condition_is_that_of_the_1_norm(condition: float):
     assert found.one_norm == pytest.approx(float(torch.linalg.matrix_norm(k, 1)))
     true = float(torch.linalg.matrix_norm(torch.linalg.inv(k), 1))
     assert true / 2 < found.inverse_one_norm < true * 1.001
-    assert found.one_norm_condition == found.one_norm * found.inverse_one_norm
+    assert found.condition == found.one_norm * found.inverse_one_norm
 
 
 def test_the_ridge_is_relative_to_the_mean_diagonal():
@@ -75,7 +75,7 @@ def test_a_condition_beyond_float64_is_none_and_no_solution_is_an_error():
     """Its smallest eigenvalue is a denormal: 1 over it overflows."""
     k = torch.diag(torch.tensor([1.0, 1e-320], dtype=torch.float64))
     found = kernel_regression(k, torch.tensor([[1.0], [0.0]], dtype=torch.float64))
-    assert found.one_norm_condition is None
+    assert found.condition is None
     assert found.residual == 0
     with pytest.raises(NtkError, match="singular in float64"):
         kernel_regression(k, torch.ones((2, 1), dtype=torch.float64))

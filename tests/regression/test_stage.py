@@ -87,7 +87,7 @@ def test_what_is_kept_of_a_draw_needs_no_store_any_more(config_path: Path, tmp_p
     (draw,) = record.by_draw
     assert draw.one_norm == pytest.approx(np.linalg.norm(k, 1))
     assert draw.inverse_one_norm == pytest.approx(np.linalg.norm(np.linalg.inv(k), 1), rel=0.05)
-    assert draw.one_norm_condition == draw.one_norm * draw.inverse_one_norm
+    assert draw.condition == draw.one_norm * draw.inverse_one_norm
     order = np.argsort(table.images.y[d.train], kind="stable")
     scale = np.sqrt(np.diagonal(k))
     np.testing.assert_allclose(kept["heat_map"], (k / scale / scale[:, None])[np.ix_(order, order)], rtol=1e-6)

@@ -21,9 +21,7 @@ def test_the_table_puts_ours_beside_the_papers(results: Results):
 def test_notes_say_what_is_marked_and_what_would_fill_a_gap(results: Results):
     assert "† the Gram matrix was not positive definite; solved by LU" in said(results)
     assert "† CNTK-V: residual and condition in the 1-norm 1.0e-12 and 5.0e+01 at depth 3." in said(results)
-    unknown = replaced(
-        results, "CNTK-V", by_draw=[DRAW, DRAW.model_copy(update={"residual": 1e-5, "one_norm_condition": None})]
-    )
+    unknown = replaced(results, "CNTK-V", by_draw=[DRAW, DRAW.model_copy(update={"residual": 1e-5, "condition": None})])
     assert "† CNTK-V: residual and condition in the 1-norm 1.0e-05 and not finite at depth 3." in said(unknown)
     assert "CNTK-GAP minus CNTK-V, image by image: +5.20 ± 2.13 at depth 3." in said(results)
     assert "missing CNTK-GAP/4: run `ntk compute-gram` and `ntk solve`" in said(results)
@@ -78,7 +76,7 @@ def test_markdown_is_a_table_and_text_is_aligned(results: Results):
 
 def test_csv_has_a_line_a_cell(results: Results):
     rows = list(csv.DictReader(io.StringIO(csv_table(with_networks(results, (8,))))))
-    assert [(r["residual"], r["one_norm_condition"]) for r in rows] == [("1e-12", "50.0")] * 2 + [("", "")]
+    assert [(r["residual"], r["condition"]) for r in rows] == [("1e-12", "50.0")] * 2 + [("", "")]
     assert [(r["column"], r["depth"], r["paper"], r["ridge"], r["seeds"]) for r in rows] == [
         ("CNTK-GAP", "3", "70.47", "0.0", ""),
         ("CNTK-V", "3", "", "0.0", ""),
