@@ -58,7 +58,8 @@ class DrawRecord(_Record):
     """Kernel regression on one draw.
 
     residual: |K alpha - y| / |y|.  one_norm, inverse_one_norm: the 1-norm of what was solved, ridge included, and an
-    estimate from below of its inverse's; condition: their product, in that norm, None where it is not finite.
+    estimate from below of its inverse's; condition: their product, the condition number in the 1-norm, None where it
+    is not finite.
     indefinite: the order of the first leading minor that is not positive, or None.  overlaps: whether the draw shares
     training images with another.
     """
