@@ -37,8 +37,8 @@ class Solution:
     """alpha (n, outputs) with (K + ridge mean(diag K) I) alpha = targets.
 
     residual: ||K alpha - y|| / ||y||.  one_norm: the 1-norm of what was solved.  inverse_one_norm: that of its inverse,
-    estimated from below (see `regression.condition`); None where float64 cannot hold it or the condition.  indefinite: None, or
-    the order of the first leading minor that is not positive: the system was then solved by LU.
+    estimated from below (see `regression.condition`); None where float64 cannot hold it or the condition.
+    indefinite: None, or the order of the first leading minor that is not positive: the system was then solved by LU.
     """
 
     alpha: Tensor
