@@ -26,6 +26,7 @@ __all__ = [
     "ntk_layers",
     "require_memory",
     "resolve_backend",
+    "self_pass",
 ]
 
 # Bump by hand when any backend's values change beyond rounding: stores of another version are not reused.
@@ -109,12 +110,26 @@ def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, *, backend: str, dtype: 
     return reference.cntk_pass(x1, x2, job, dtype)
 
 
-def _write(x1: Tensor, x2: Tensor | None, job: Pass, out: Matrices, backend: str, dtype: torch.dtype) -> None:
-    """As `cntk_pass`, each kernel into a matrix (n1, n2)."""
+def self_pass(x: Tensor, job: Pass, *, backend: str, dtype: torch.dtype) -> Tensor:
+    """As `cntk_pass`, each image with itself alone: (readouts, depths, n)."""
     if backend == "fused-cpu":
+        return fused_cpu.self_pass(x, job)
+    if backend == "fused-cuda":
+        return fused_gpu.self_pass(x, job)
+    return reference.self_pass(x, job, dtype)
+
+
+def _write(
+    x1: Tensor, x2: Tensor | None, job: Pass, out: Matrices, backend: str, dtype: torch.dtype, diagonal: bool
+) -> None:
+    """As `cntk_pass`, each kernel into a matrix (n1, n2), or as `self_pass`, into a vector (n1)."""
+    if backend == "fused-cpu" and not diagonal:
         fused_cpu.write_pass(x1, x2, job, out)
         return
-    values = cntk_pass(x1, x2, job, backend=backend, dtype=dtype)
+    if diagonal:
+        values = self_pass(x1, job, backend=backend, dtype=dtype)
+    else:
+        values = cntk_pass(x1, x2, job, backend=backend, dtype=dtype)
     for slot, name in enumerate(job.readouts):
         for place, depth in enumerate(job.depths):
             out[name, depth].copy_(values[slot, place])
@@ -144,6 +159,7 @@ def cntk(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
+    diagonal: bool = False,
 ) -> Tensor:
     """The exact kernels of infinitely wide ReLU CNNs with 3 x 3 filters (Arora et al. 2019, section 4).
 
@@ -159,11 +175,13 @@ def cntk(
         backend: "auto", "fused" or "reference".
         device: where to compute; None is x1's device.
         dtype: arithmetic, torch.float32 (the default) or torch.float64; sums over pixels are always float64.
+        diagonal: only each image of x1 with itself, n1 pairs in place of n1 squared; x2 is then None.
         out: where the result goes, of the shape, type and device below, its last dimension contiguous. The fused
             kernels on a CPU write in place, with or without it: beside the result they hold 64 MiB of the images'
             normalisers for each side, or those of 64 images.
 
-    Returns (len(readouts), len(depths), n1, n2) in float64, on `device`, readouts and depths in the order given.
+    Returns (len(readouts), len(depths), n1, n2), or with `diagonal` (len(readouts), len(depths), n1), in float64, on
+    `device`, readouts and depths in the order given.
     Raises ValueError for malformed images, for those whose gradient is asked for (there is none), for depths below 2,
     unknown names and devices, where nothing would be trained, and for an `out` that does not fit; MemoryError where
     not even one pair fits, or memory runs out.
@@ -173,6 +191,8 @@ def cntk(
     x1 = as_tensor(x1, "x1", "n1, C, H, W")
     x2 = None if x2 is None else as_tensor(x2, "x2", "n2, C, H, W")
     target = as_device(device, x1)
+    if as_flag(diagonal, "diagonal") and x2 is not None:
+        raise ValueError("diagonal=True pairs each image of x1 with itself: leave x2 out")
     if x2 is not None and x1.shape[1:] != x2.shape[1:]:
         raise ValueError(f"x1 and x2 must hold images of one shape, not {tuple(x1.shape)} and {tuple(x2.shape)}")
     dtype = torch.float32 if dtype is None else dtype
@@ -186,12 +206,12 @@ def cntk(
         for name, x in (("x1", x1), ("x2", x2)):
             if x is not None:
                 _require_range(x, name, resolved, dtype)
-    shape = (len(readouts), len(depths), len(x1), len(x1 if x2 is None else x2))
+    shape = (len(readouts), len(depths), len(x1), *(() if diagonal else (len(x1 if x2 is None else x2),)))
     out = _checked_out(out, shape, target)
     x1, x2 = x1.to(target), None if x2 is None else x2.to(target)
     matrices = {(r, d): out[i, j] for i, r in enumerate(readouts) for j, d in enumerate(depths)}
     for job, resolved in zip(jobs, backends, strict=True):
-        _write(x1, x2, job, matrices, resolved, dtype)
+        _write(x1, x2, job, matrices, resolved, dtype, bool(diagonal))
     for j, depth in enumerate(depths):
         if depth in depths[j + 1 :]:  # asked for twice: the last of them was computed
             out[:, j] = out[:, len(depths) - 1 - depths[::-1].index(depth)]

@@ -152,17 +152,43 @@ def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, dtype: torch.dtype, byte
     Returns (len(job.readouts), len(job.depths), n1, n2) in float64 on x1's device. Pairs are split so that working
     memory stays near `byte_budget` bytes (at least one pair at a time).
     """
-    family, same_pixel = FAMILIES[job.family](dtype), _Vanilla(dtype)
-    other = x1 if x2 is None else x2
-    layers = max(job.depths) - 1
-    d1 = deviations(x1, layers)
-    d2 = d1 if x2 is None else deviations(other, layers)
-    n1, n2 = len(x1), len(other)
+    n1, n2 = len(x1), len(x1 if x2 is None else x2)
     if x2 is None:
         rows, columns = torch.tril_indices(n1, n1, device=x1.device)
     else:
         rows, columns = torch.cartesian_prod(torch.arange(n1, device=x1.device), torch.arange(n2, device=x1.device)).T
     out = x1.new_empty((len(job.readouts), len(job.depths), n1, n2), dtype=torch.float64)
+    for slot, place, i, j, value in _pair_values(x1, x2, rows, columns, job, dtype, byte_budget):
+        out[slot, place, i, j] = value
+        if x2 is None:
+            out[slot, place, j, i] = value
+    return out
+
+
+def self_pass(x: Tensor, job: Pass, dtype: torch.dtype, byte_budget: int | None = None) -> Tensor:
+    """Each image with itself: (len(job.readouts), len(job.depths), n), the diagonal of `cntk_pass(x, None, ...)`."""
+    every = torch.arange(len(x), device=x.device)
+    out = x.new_empty((len(job.readouts), len(job.depths), len(x)), dtype=torch.float64)
+    for slot, place, i, _, value in _pair_values(x, None, every, every, job, dtype, byte_budget):
+        out[slot, place, i] = value
+    return out
+
+
+def _pair_values(
+    x1: Tensor,
+    x2: Tensor | None,
+    rows: Tensor,
+    columns: Tensor,
+    job: Pass,
+    dtype: torch.dtype,
+    byte_budget: int | None,
+) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
+    """The kernels of the pairs (x1[i], x2[j]), some at a time: places of readout and depth, i, j, values."""
+    family, same_pixel = FAMILIES[job.family](dtype), _Vanilla(dtype)
+    other = x1 if x2 is None else x2
+    layers = max(job.depths) - 1
+    d1 = deviations(x1, layers)
+    d2 = d1 if x2 is None else deviations(other, layers)
     step = _pairs_at_once(x1, family, byte_budget)
     for i, j in zip(rows.split(step), columns.split(step), strict=True):
         pairs = x1[i], other[j], [d[i] for d in d1], [d[j] for d in d2]
@@ -174,8 +200,4 @@ def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, dtype: torch.dtype, byte
                 nngp, nngp_same = (k for k, _ in layer)
                 for slot, name in enumerate(job.readouts):
                     parts = (nngp, nngp_same) if name.endswith("-nngp") else (ntk, ntk_same)
-                    value = family.readout(*parts)
-                    out[slot, job.depths.index(depth), i, j] = value
-                    if x2 is None:
-                        out[slot, job.depths.index(depth), j, i] = value
-    return out
+                    yield slot, job.depths.index(depth), i, j, family.readout(*parts)

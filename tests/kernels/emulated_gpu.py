@@ -47,12 +47,23 @@ def emulator(device: torch.device, code: str) -> gpu.Launch:
 
 
 def cntk(
-    x: Tensor, y: Tensor | None = None, *, depths, readouts, train_first=None, train_last=None, **splits
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    depths,
+    readouts,
+    train_first=None,
+    train_last=None,
+    diagonal=False,
+    **splits,
 ) -> Tensor:
     """`exact_ntk.kernels.cntk` by the emulated kernels."""
     found = {}
     for job in plan_passes(depths, readouts, train_first, train_last):
-        values = gpu.cntk_pass(x, y, job, emulator, **splits)
+        if diagonal:
+            values = gpu.self_pass(x, job, emulator, **splits)
+        else:
+            values = gpu.cntk_pass(x, y, job, emulator, **splits)
         found.update(
             {name: values[slot, [job.depths.index(d) for d in depths]] for slot, name in enumerate(job.readouts)}
         )

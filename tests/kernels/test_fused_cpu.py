@@ -78,6 +78,21 @@ def test_agrees_with_the_reference(shape, ends):
     assert largest_error(x, None, **options) < BOUND
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (2, 33, 3), (1, 4, 40), (1, 17, 5)])
+def test_self_pairs_alone_have_the_bits_of_the_diagonal(shape):
+    x = degenerate(shape)
+    options = dict(depths=(3, 6), readouts=READOUTS)
+    assert torch.equal(fused(x, diagonal=True, **options), fused(x, **options).diagonal(dim1=-2, dim2=-1))
+
+
+def test_self_pairs_take_the_memory_of_their_images_alone():
+    """Their square would take 80 GB."""
+    x = torch.ones(100_000, 1, 1, 1)
+    own = fused(x, depths=(3,), readouts=("vanilla",), diagonal=True)
+    assert own.shape == (1, 1, 100_000)
+    torch.testing.assert_close(own, torch.full_like(own, 3 / 81), rtol=1e-15, atol=0)
+
+
 def test_cifar_sized_images():
     x, y = images(1, (3, 32, 32)).float(), images(1, (3, 32, 32), seed=1).float()
     y[..., :9] = x[..., :9]

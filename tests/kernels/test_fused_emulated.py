@@ -192,6 +192,18 @@ def test_symmetric_half_and_exact_diagonal():
 
 
 @needs_compiler
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7)])
+def test_self_pairs_alone_have_the_bits_of_the_diagonal(shape, monkeypatch):
+    x = degenerate(shape)
+    options = dict(depths=(3, 6), readouts=READOUTS)
+    own = emulated(x, **options).diagonal(dim1=-2, dim2=-1)
+    assert torch.equal(emulated(x, diagonal=True, **options), own)
+    monkeypatch.setattr(gpu, "PARTIAL_BYTES", 1000)
+    strips = dict(strip_bytes=3 * gpu.ImageTables.bytes_each(find_layout(*shape[1:]), shape[0], 5))
+    assert torch.equal(emulated(x, diagonal=True, **options, **strips), own)
+
+
+@needs_compiler
 def test_multiply_adds():
     code, out = gpu.source(find_layout(1, 1), False, False), torch.zeros(64)
     emulated_gpu.emulator(torch.device("cpu"), code)("ntk_multiply_adds", 2, 32, 3, out.data_ptr())

@@ -74,6 +74,13 @@ def test_the_vanilla_diagonal_is_the_exact_recursion():
     torch.testing.assert_close(fused(x, **options).diagonal(dim1=-2, dim2=-1), own, rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+def test_self_pairs_alone_have_the_bits_of_the_diagonal(shape):
+    x = degenerate(shape)
+    options = dict(depths=(3, 6), readouts=READOUTS)
+    assert torch.equal(fused(x, diagonal=True, **options), fused(x, **options).diagonal(dim1=-2, dim2=-1))
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7), (3, 32, 32)])
 def test_same_bits_from_run_to_run_and_for_any_tile_strip_and_launch(shape, monkeypatch):
     x, y = degenerate(shape), torch.cat([degenerate(shape, 1), images(9, shape, seed=2).float()])

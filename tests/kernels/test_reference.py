@@ -149,6 +149,30 @@ def test_equal_images_have_the_diagonal_value_wherever_they_stand(readout):
     torch.testing.assert_close(moved, symmetric.diagonal(dim1=-2, dim2=-1), rtol=3e-7, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ends", ENDS)
+def test_self_pairs_alone_are_the_diagonal(ends, dtype):
+    x = images(5, (2, 4, 3))
+    x[1] = 0
+    x[2, :, :, 0] = 0
+    options = dict(depths=(6, 3), readouts=READOUTS, train_first=ends[0], train_last=ends[1], dtype=dtype)
+    own, whole = cntk(x, diagonal=True, **options), cntk(x, **options)
+    assert own.shape == (4, 2, 5)
+    torch.testing.assert_close(own, whole.diagonal(dim1=-2, dim2=-1), rtol=TOLERANCE[dtype], atol=0)
+    assert bool((own[..., 1] == 0).all())
+    out = torch.full_like(own, float("nan"))
+    assert cntk(x, diagonal=True, out=out, **options) is out
+    assert torch.equal(out, own)
+
+
+def test_self_pairs_have_no_second_images():
+    x = images(2, (1, 3, 3))
+    with pytest.raises(ValueError, match="leave x2 out"):
+        cntk(x, x, depths=(3,), diagonal=True)
+    with pytest.raises(ValueError, match=r"out must be a float64 tensor \(2, 1, 2\)"):
+        cntk(x, depths=(3,), diagonal=True, out=torch.empty(2, 1, 2, 2, dtype=torch.float64))
+
+
 def nearly_equal_pairs() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     one_pixel, noise, background = x.clone(), x + 1e-3 * images(1, (3, 16, 16)), torch.full_like(x, 0.5)

@@ -8,11 +8,15 @@ namespace {
 constexpr size_t PANEL_BYTES = 64 << 20;
 constexpr long PANEL_IMAGES = 64;
 
+long panel_images(const Shape& shape, int slots) {
+    return std::max<long>(PANEL_IMAGES, PANEL_BYTES / (shape.image_floats() * sizeof(float)) * slots);
+}
+
 // Both families: panel by panel, the tables of its images, then its pairs. Returns how many pairs were computed again.
 template <class Family>
 long panels(Call& call, const float* x1, long n1, const float* x2, long n2, const Shape& shape, int slots, const Job& job,
             const Output& out, Family family) {
-    const long panel = std::max<long>(PANEL_IMAGES, PANEL_BYTES / (shape.image_floats() * sizeof(float)) * slots);
+    const long panel = panel_images(shape, slots);
     long again = 0;
     for (long i = 0; i < n1 && call.goes_on(); i += panel) {
         const Images first(call, x1, i, std::min(panel, n1 - i), shape, 1);
@@ -27,14 +31,33 @@ long panels(Call& call, const float* x1, long n1, const float* x2, long n2, cons
     return again;
 }
 
+// Each image with itself, which is row 0 of `out`; sums(tools, images, i, to) as Pooled::pair.
+template <class Make, class Sums>
+void self_pairs(Call& call, const float* x, long n, const Shape& shape, const Job& job, const Output& out, Make make, Sums sums) {
+    const long panel = panel_images(shape, 1);
+    for (long begin = 0; begin < n && call.goes_on(); begin += panel) {
+        const Images images(call, x, begin, std::min(panel, n - begin), shape, 1);
+        call.parallel(images.count, make, [&](auto& tools, long i) {
+            std::vector<double> found(2 * job.layers);
+            sums(tools, images, i, found.data());
+            const double scale = images.scale(i) * images.scale(i);
+            for (int h = 0; h < job.layers; h++)
+                if (job.read[h]) out.put(h, 0, begin + i, found[2 * h] * scale, found[2 * h + 1] * scale);
+        });
+    }
+}
+
+enum Pairs : int { ALL = 0, LOWER = 1, SELF = 2 };
+
 }  // namespace
 
 extern "C" {
 
-// x1 (n1, channels, rows, columns), x2 (n2, ...) or x1 itself where symmetric; ntk, nngp: for each layer where the kernel
-// at the depth that reads it out goes, a matrix (n1, n2) whose rows are `stride` apart, or null; stop: see Call; again: how
-// many vanilla pairs were nearly equal and so computed in double. Returns a Status; what was not computed is not written.
-int ntk_cntk(int is_pooled, const float* x1, long n1, const float* x2, long n2, int symmetric, int channels, int rows,
+// x1 (n1, channels, rows, columns), x2 (n2, ...); pairs: see Pairs, x2 is x1 where not ALL; ntk, nngp: for each layer where
+// the kernel at the depth that reads it out goes, a matrix (n1, n2) whose rows are `stride` apart, one row (n1) for SELF, or
+// null; stop: see Call; again: how many vanilla pairs were nearly equal and so computed in double. Returns a Status; what
+// was not computed is not written.
+int ntk_cntk(int is_pooled, const float* x1, long n1, const float* x2, long n2, int pairs, int channels, int rows,
              int columns, int layers, double* const* ntk, double* const* nngp, long stride, int train_first, int train_last,
              int threads, const volatile int* stop, long* again) {
     Call call(threads, stop);
@@ -46,8 +69,17 @@ int ntk_cntk(int is_pooled, const float* x1, long n1, const float* x2, long n2, 
         const bool any = std::any_of(ntk, ntk + layers, [](const double* matrix) { return matrix; });
         const Job job{layers, read.data(), train_first != 0, any};
         const double pixels = (double)shape.pixels();
-        const Output out{ntk, nngp, stride, symmetric != 0, train_last != 0, is_pooled ? pixels * pixels : 1.0};
-        if (is_pooled)
+        const Output out{ntk, nngp, stride, pairs == LOWER, train_last != 0, is_pooled ? pixels * pixels : 1.0};
+        if (pairs == SELF && is_pooled)
+            self_pairs(call, x1, n1, shape, job, out, [&] { return Pooled(shape, job); },
+                       [](Pooled& tools, const Images& images, long i, double* to) {
+                           tools.take_second(images, i);
+                           tools.pair(images, i, images, i, to);
+                       });
+        else if (pairs == SELF)
+            self_pairs(call, x1, n1, shape, job, out, [&] { return ZeroOffset(shape); },
+                       [&](ZeroOffset& tools, const Images& images, long i, double* to) { tools(images, i, images, i, job, to); });
+        else if (is_pooled)
             panels(call, x1, n1, x2, n2, shape, 1, job, out, [](auto&... given) { return pooled(given...), 0L; });
         else
             *again = panels(call, x1, n1, x2, n2, shape, shape.packed(), job, out, vanilla);

@@ -17,6 +17,7 @@ from exact_ntk.kernels.passes import Matrices, Pass
 log = logging.getLogger("ntk")
 
 NO_MEMORY = 2  # as in call.h
+ALL, LOWER, SELF = 0, 1, 2  # as in cpu.cpp: which pairs
 
 
 @functools.cache
@@ -103,6 +104,14 @@ def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, library: ctypes.CDLL | N
     return out
 
 
+def self_pass(x: Tensor, job: Pass, library: ctypes.CDLL | None = None) -> Tensor:
+    """Each image with itself: as `reference.self_pass`, float32 on the CPU, the diagonal of `cntk_pass` bit for bit."""
+    out = torch.empty((len(job.readouts), len(job.depths), len(x)), dtype=torch.float64)
+    names = {(r, d): out[i, j][None] for i, r in enumerate(job.readouts) for j, d in enumerate(job.depths)}
+    _call(x, x, SELF, job, names, library)
+    return out
+
+
 def write_pass(x1: Tensor, x2: Tensor | None, job: Pass, out: Matrices, library: ctypes.CDLL | None = None) -> None:
     """One readout family at all depths, on torch's number of threads, each kernel into a float64 matrix (n1, n2).
 
@@ -110,9 +119,13 @@ def write_pass(x1: Tensor, x2: Tensor | None, job: Pass, out: Matrices, library:
     not on the block, the threads or the other images. What a signal raises in the calling thread, such as
     KeyboardInterrupt, stops the computation within a second. Raises MemoryError.
     """
+    _call(x1, x1 if x2 is None else x2, LOWER if x2 is None else ALL, job, out, library)
+
+
+def _call(x1: Tensor, x2: Tensor, pairs: int, job: Pass, out: Matrices, library: ctypes.CDLL | None) -> None:
     library = library or _library()
     a = _as_planes(x1)
-    b = a if x2 is None else _as_planes(x2)
+    b = a if x2 is x1 else _as_planes(x2)
     stop, again = ctypes.c_int(0), ctypes.c_long()
     arguments = (
         job.family == "gap",
@@ -120,7 +133,7 @@ def write_pass(x1: Tensor, x2: Tensor | None, job: Pass, out: Matrices, library:
         len(a),
         _floats(b),
         len(b),
-        x2 is None,
+        pairs,
         *a.shape[1:],
         max(job.depths) - 1,
         _addresses(out, job, job.family),

@@ -76,8 +76,13 @@ NTK_INLINE int opaque(int x) {
     return x;
 }
 
-// Which images a flat pair number means: row by row of (n1, n2), or of the lower triangle where symmetric.
+// Which images a flat pair number means: row by row of (n1, n2), or of the lower triangle where symmetric; where n2 is 0,
+// each image with itself.
 NTK_INLINE void find_pair(whole pair, whole n2, whole symmetric, whole& i, whole& j) {
+    if (!n2) {
+        i = j = pair;
+        return;
+    }
     if (!symmetric) {
         i = pair / n2, j = pair % n2;
         return;

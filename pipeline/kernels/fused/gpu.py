@@ -198,7 +198,7 @@ class _Job:
     """A strip pair's work: its images, whether they are the same, where sums go and which layers'.
 
     corner: the strips' part of sums (2, reads, n1, n2) in float64.  read: a bit a layer, 32 a word.  most: entry-layers
-    of a launch.
+    of a launch.  own: each image with itself alone, and the corner's rows have stride 0.
     """
 
     launch: Launch
@@ -210,6 +210,12 @@ class _Job:
     corner: Tensor
     read: Tensor
     most: int
+    own: bool = False
+
+    @property
+    def n2(self) -> int:
+        """Second images of a first one, 0 where it is paired with itself: see find_pair in gpu.cu."""
+        return 0 if self.own else len(self.second)
 
     @property
     def reads(self) -> int:
@@ -247,13 +253,13 @@ class _Job:
             blocks,
             self.layout.zero_offset_threads,
             *(self.first.exact.data_ptr(), self.second.exact.data_ptr(), *self.hashes),
-            *(len(self.second), int(symmetric), first, count, self.first.channels, self.layers),
+            *(self.n2, int(symmetric), first, count, self.first.channels, self.layers),
             *(self.read.data_ptr(), self.reads, partial, again, *self.scales, *self.out),
         )
 
     def pooled(self) -> None:
-        n1, n2 = len(self.first), len(self.second)
-        total = n1 * (n1 + 1) // 2 if self.symmetric else n1 * n2
+        n1, n2 = len(self.first), self.n2
+        total = n1 if self.own else n1 * (n1 + 1) // 2 if self.symmetric else n1 * n2
         each = (self.layout.chunks + 1) * 2 * self.reads
         most = min(total, max(1, PARTIAL_BYTES // (8 * each)))
         partial = torch.empty((most, each), dtype=torch.float64, device=self.corner.device)
@@ -296,6 +302,14 @@ class _Job:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%d nearly equal pairs were computed in float64", int(again[0]))
 
+    def own_vanilla(self) -> None:
+        """Each image with itself, all in float64, as such pairs are among others."""
+        every = torch.arange(len(self.first), dtype=torch.int32, device=self.corner.device)
+        listed = torch.stack([every, torch.zeros_like(every)], 1).flatten()
+        again = torch.cat([every.new_full((1,), len(every)), listed])
+        for first, count in self.parts(len(every), DOUBLE_COST * self.pixels):
+            self.zero_offset(min(AGAIN_BLOCKS, count), first, count, False, 0, again.data_ptr())
+
 
 def _strips(n: int, size: int) -> Iterator[slice]:
     return (slice(k, min(k + size, n)) for k in range(0, n, size))
@@ -322,15 +336,10 @@ def cntk_pass(
     Works on torch's current stream and returns without waiting for it. A pair's value depends on its two images
     alone: not on the block, the strip, the launch or the other images. Raises CompileError.
     """
-    layers = max(job.depths) - 1
-    height, width = x1.shape[2:]
-    layout = find_layout(height, width)
-    transposed = (layout.rows, layout.columns) != (height, width)
+    layers, layout = max(job.depths) - 1, find_layout(*x1.shape[2:])
     launch = make_launcher(x1.device, source(layout, job.ntk, job.train_first))
-    a, b = ((x.mT if transposed else x).to(torch.float32).contiguous() if x is not None else None for x in (x1, x2))
-    assert a is not None
-    size = (strip_bytes or _strip_bytes(a.device)) // ImageTables.bytes_each(layout, a.shape[1], layers)
-    size = max(1, min(STRIP_IMAGES, size))
+    a, b = _turned(x1, layout), None if x2 is None else _turned(x2, layout)
+    size = _strip_size(a, layout, layers, strip_bytes)
     read, most = _bits(job, a.device), entry_layers_a_launch(a.device)
     n1, n2 = len(a), len(a if b is None else b)
     sums = torch.zeros((2, len(job.depths), n1, n2), dtype=torch.float64, device=a.device)
@@ -348,7 +357,38 @@ def cntk_pass(
                 corner.copy_(corner.tril() + corner.tril(-1).mT)
             elif b is None:
                 sums[:, :, columns, rows] = corner.mT
-    return values_of(sums, job, height * width)
+    return values_of(sums, job, layout.rows * layout.columns)
+
+
+def self_pass(
+    x: Tensor,
+    job: Pass,
+    make_launcher: Callable[[torch.device, str], Launch] = launcher,
+    strip_bytes: int | None = None,
+) -> Tensor:
+    """Each image with itself: as `reference.self_pass`, float32, on the images' GPU, the diagonal of `cntk_pass`."""
+    layers, layout = max(job.depths) - 1, find_layout(*x.shape[2:])
+    launch = make_launcher(x.device, source(layout, job.ntk, job.train_first))
+    x = _turned(x, layout)
+    read, most = _bits(job, x.device), entry_layers_a_launch(x.device)
+    sums = torch.zeros((2, len(job.depths), len(x)), dtype=torch.float64, device=x.device)
+    for part in _strips(len(x), _strip_size(x, layout, layers, strip_bytes)):
+        tables = ImageTables(x[part], layout, layers)
+        corner = sums[:, :, None, part].expand(-1, -1, len(tables), -1)
+        work = _Job(launch, layout, tables, tables, False, layers, corner, read, most, own=True)
+        work.own_vanilla() if job.family == "vanilla" else work.pooled()
+    return values_of(sums, job, layout.rows * layout.columns)
+
+
+def _turned(x: Tensor, layout: Layout) -> Tensor:
+    """Contiguous float32 images, transposed where the layout is."""
+    transposed = (layout.rows, layout.columns) != tuple(x.shape[2:])
+    return (x.mT if transposed else x).to(torch.float32).contiguous()
+
+
+def _strip_size(x: Tensor, layout: Layout, layers: int, strip_bytes: int | None) -> int:
+    size = (strip_bytes or _strip_bytes(x.device)) // ImageTables.bytes_each(layout, x.shape[1], layers)
+    return max(1, min(STRIP_IMAGES, size))
 
 
 def _strip_bytes(device: torch.device) -> int:
