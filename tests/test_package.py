@@ -47,9 +47,10 @@ def test_one_name_is_one_thing():
 FORBIDDEN = {
     "kernels": {"cli", "config", "settings", "data", "draws", "gram", "regression", "networks", "report", "records"},
     "gram": {"cli", "settings", "regression", "networks", "report", "records"},
-    "regression": {"cli", "settings", "networks", "report"},
+    "regression": {"cli", "settings", "networks", "report", "estimators"},
     "networks": {"cli", "settings", "gram", "report"},
-    "report": {"cli", "settings"},
+    "report": {"cli", "settings", "estimators"},
+    "estimators": {"cli", "settings", "networks", "report"},
 }
 
 

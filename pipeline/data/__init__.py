@@ -68,6 +68,13 @@ def fetch(spec: Digits | Cifar10 | Npz, tested: bool = True) -> str:
     return f"CIFAR-10 is in {root.absolute()}, checksums verified"
 
 
+def channel_statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel of images (n, H, W, C), uint8 in units of 255; float64 (C,)."""
+    scale = _scale(x)
+    channels = [x[..., c].astype(np.float64) / scale for c in range(x.shape[-1])]
+    return np.array([c.mean() for c in channels]), np.array([c.std() for c in channels])
+
+
 def normalisation(x: np.ndarray, how: str = "standard") -> tuple[np.ndarray, np.ndarray]:
     """What is taken from each channel of images (n, H, W, C) and what it is divided by, float64 (C,).
 
@@ -76,9 +83,7 @@ def normalisation(x: np.ndarray, how: str = "standard") -> tuple[np.ndarray, np.
     """
     if how == "none":
         return np.zeros(x.shape[-1]), np.ones(x.shape[-1])
-    scale = _scale(x)
-    channels = [x[..., c].astype(np.float64) / scale for c in range(x.shape[-1])]
-    mean, std = np.array([c.mean() for c in channels]), np.array([c.std() for c in channels])
+    mean, std = channel_statistics(x)
     constant = [c for c, deviation in enumerate(std) if not deviation > 1e-12]
     if constant:
         others = [c for c in range(len(std)) if c not in constant]

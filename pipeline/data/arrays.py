@@ -1,6 +1,7 @@
 """Images and labels as others store them: taken where there is no doubt, else refused with the line that mends it."""
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,17 @@ LARGEST, SMALLEST = 1e15, 1e-15
 LARGEST_CLASS = 2**53
 
 
+@dataclass(frozen=True)
+class Wording:
+    """How a refusal says what to do: with arrays in a file and a config, or with arguments."""
+
+    verb: str
+    layout: str
+
+
+FILE, ARGUMENTS = Wording("save", "data.layout: "), Wording("pass", "layout=")
+
+
 def read_images(
     file: str, key: str, x: np.ndarray, labels: int, layout: Layout | None = None, as_they_are: bool = False
 ) -> np.ndarray:
@@ -30,7 +42,7 @@ def read_images(
     only in [0, 1]. Raises DataError, naming file and array.
     """
     name = f"{file}: {key}"
-    x = _channels_last(name, key, x, labels, layout)
+    x = channels_last(name, key, x, labels, layout)
     if x.dtype == np.uint8:
         return x
     if x.dtype.kind != "f":
@@ -55,46 +67,54 @@ def read_images(
     return x
 
 
-def _channels_last(name: str, key: str, x: np.ndarray, labels: int, layout: Layout | None) -> np.ndarray:
+def channels_last(
+    name: str, key: str, x: np.ndarray, labels: int, layout: Layout | None, words: Wording = FILE
+) -> np.ndarray:
+    """Images (n, H, W, C) from N x H x W (x C), or N x C x H x W where `layout` says so; as in `read_images`.
+
+    labels: how many there are beside the images, 0 where that is not known. Raises DataError for a shape in doubt.
+    """
     shape = x.shape
     if 0 in shape:
         raise DataError(f"{name} holds no images: its shape is {shape}")
     if x.ndim in (3, 4) and 1 < labels == shape[-1] != shape[0]:
         raise DataError(
-            f"{name}: the {labels} images lie along the last axis of {shape}: save np.moveaxis({key}, -1, 0)"
+            f"{name}: the {labels} images lie along the last axis of {shape}: {words.verb} np.moveaxis({key}, -1, 0)"
         )
     if x.ndim == 3:
-        _refuse_flat_channels(name, key, shape)
+        _refuse_flat_channels(name, key, shape, words)
         return x[..., None]
     if x.ndim == 4 and not _is_volume(shape):
         chosen = layout or "nhwc"
         other: Layout = "nchw" if chosen == "nhwc" else "nhwc"
         if not _likely_axes(shape, chosen) and (layout is None or _likely_axes(shape, other)):
-            raise DataError(f"{name}: {_why_not(shape, chosen, other)}")
+            raise DataError(f"{name}: {_why_not(shape, chosen, other, words)}")
         if layout is None and _likely_axes(shape, other) and _is_square(shape, other) and not _is_square(shape, chosen):
             raise DataError(
                 f"{name}: shape {shape} may be {_spelled(shape, 'nhwc')} or {_spelled(shape, 'nchw')}: say which by "
-                "data.layout: nhwc, or nchw"
+                f"{words.layout}nhwc, or nchw"
             )
         return np.ascontiguousarray(np.moveaxis(x, 1, -1)) if chosen == "nchw" else x
     if x.ndim in (4, 5):
         middle = shape[1] // 2
         raise DataError(
             f"{name} holds volumes, N x D x H x W{' x C' * (x.ndim == 5)} {shape}; the kernels take images of two "
-            f"dimensions: save slices, such as {key}[:, {middle}]"
+            f"dimensions: {words.verb} slices, such as {key}[:, {middle}]"
         )
-    flat = f"flat ones of shape {shape}: save {_unflattened(key, shape[1])}" if x.ndim == 2 else ""
+    flat = f"flat ones of shape {shape}: {words.verb} {_unflattened(key, shape[1])}" if x.ndim == 2 else ""
     raise DataError(f"{name} should hold images N x H x W or N x H x W x C, not {flat or f'an array of shape {shape}'}")
 
 
-def _refuse_flat_channels(name: str, key: str, shape: tuple[int, ...]) -> None:
+def _refuse_flat_channels(name: str, key: str, shape: tuple[int, ...], words: Wording) -> None:
     """Raises DataError for N x C x pixels or N x pixels x C, which would pass for very narrow grey images."""
     channels, pixels = min(shape[1:]), max(shape[1:])
     side = math.isqrt(pixels)
     if channels in SURE_CHANNELS and side**2 == pixels and side >= SMALLEST_FLAT_SIDE:
         first = shape[1] == channels
         square = f"-1, {channels}, {side}, {side}" if first else f"-1, {side}, {side}, {channels}"
-        how = f"save {key}.reshape({square})" + (" and set data.layout: nchw" if first and channels > 1 else "")
+        how = f"{words.verb} {key}.reshape({square})" + (
+            f" and set {words.layout}nchw" if first and channels > 1 else ""
+        )
         raise DataError(
             f"{name}: shape {shape} looks like flat images of {channels} channel{'s' * (channels > 1)}: {how}, or, if "
             f"they are {shape[1]} x {shape[2]} pixels, {key}[..., None]"
@@ -125,14 +145,14 @@ def _spelled(shape: tuple[int, ...], layout: Layout) -> str:
     return f"{height} x {width} pixels of {channels} channel{'s' * (channels > 1)}"
 
 
-def _why_not(shape: tuple[int, ...], chosen: Layout, other: Layout) -> str:
+def _why_not(shape: tuple[int, ...], chosen: Layout, other: Layout, words: Wording) -> str:
     axes = {"nhwc": "N x H x W x C", "nchw": "N x C x H x W"}
     read = f"shape {shape} read as {axes[chosen]} is {_spelled(shape, chosen)}"
     if _likely_axes(shape, other):
-        return f"{read}: if its axes are {axes[other]}, set data.layout: {other}"
+        return f"{read}: if its axes are {axes[other]}, set {words.layout}{other}"
     return (
         f"{read}, but channels are 1, 3, 4, or at most {MOST_CHANNELS} and fewer than height and width: if they are "
-        f"channels, set data.layout: {chosen}; if slices of a volume, save each as an image"
+        f"channels, set {words.layout}{chosen}; if slices of a volume, {words.verb} each as an image"
     )
 
 

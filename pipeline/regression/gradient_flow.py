@@ -5,6 +5,7 @@ regression (Arora et al. 2019, section 3).
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -160,21 +161,37 @@ class GradientFlow:
         k_held_out (m, n); labels (m,), the index of the right output; with one output, 0 for negative and 1 for
         positive.  times: `times()` by default; infinity is always added.
         """
-        grid = [*(self.times() if times is None else times).tolist(), math.inf]
+        grid = self._grid(times)
         if len(labels) != len(k_held_out):
             raise ValueError(f"{len(labels)} labels for {len(k_held_out)} held-out inputs")
         if (f0_train is None) != (f0_held_out is None):
             raise ValueError("give the initial function on both sets, f0_train and f0_held_out, or on neither")
         labels = labels.to(self.y.device)
-        # Into the eigenbasis once: a time then costs no product of n x n.
-        projected, residual = k_held_out.to(self.y) @ self.eigenvectors, self._residual(f0_train)
         found = []
-        for t in grid:
-            outputs = projected @ (self._column(self._weights(t)) * residual)
-            outputs = outputs if f0_held_out is None else f0_held_out.to(outputs) + outputs
+        for change in self._changes(k_held_out, grid, f0_train):
+            outputs = change if f0_held_out is None else f0_held_out.to(change) + change
             guess = outputs.argmax(1) if outputs.ndim == 2 and outputs.shape[1] > 1 else outputs.reshape(-1) > 0
             found.append(100.0 * float((guess == labels.to(guess)).double().mean()))
         return AccuracyOverTime(torch.tensor(grid, dtype=torch.float64), torch.tensor(found, dtype=torch.float64))
+
+    def least_squares(self, k_held_out: Tensor, y: Tensor, times: Tensor | None = None) -> float:
+        """The first time at which the squared error on a held-out split is least.
+
+        k_held_out (m, n); y (m, outputs).  times: `times()` by default; infinity is always added.
+        """
+        grid = self._grid(times)
+        errors = [float((u - y.to(u)).square().mean()) for u in self._changes(k_held_out, grid, None)]
+        return grid[errors.index(min(errors))]
+
+    def _grid(self, times: Tensor | None) -> list[float]:
+        return [*(self.times() if times is None else times).tolist(), math.inf]
+
+    def _changes(self, k_held_out: Tensor, grid: list[float], f0: Tensor | None) -> Iterator[Tensor]:
+        """f_t - f_0 on a held-out split at every time; f0: the initial function on the training set."""
+        # Into the eigenbasis once: a time then costs no product of n x n.
+        projected, residual = k_held_out.to(self.y) @ self.eigenvectors, self._residual(f0)
+        for t in grid:
+            yield projected @ (self._column(self._weights(t)) * residual)
 
 
 def _asymmetry(k: Tensor, first: int) -> float:

@@ -125,7 +125,7 @@ def _residual(matrix: Matrix, shift: float, alpha: Tensor, y: Tensor, batch_byte
         part.diagonal(rows.start).add_(shift)
         difference[rows] = part @ alpha - y[rows]
         sums[rows] = part.abs().sum(1)
-    return float(difference.norm() / y.norm()), float(sums.max())
+    return float(difference.norm()) / (float(y.norm()) or 1.0), float(sums.max())
 
 
 def accuracy(predictions: Tensor, y: np.ndarray) -> float:

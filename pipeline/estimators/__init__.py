@@ -1,0 +1,90 @@
+"""scikit-learn estimators: regression with the kernels of infinitely wide CNNs on images or rows of numbers."""
+
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d
+
+from exact_ntk.estimators.base import KernelMachine
+from exact_ntk.regression.solve import targets
+
+__all__ = ["CNTKClassifier", "CNTKRegressor"]
+
+PARAMETERS = """
+    Parameters:
+        depth: L, the number of convolutions and the readout, at least 2; 3 for pooled nets with both end layers fixed.
+        readout: "gap" (global average pooling) or "vanilla" (fully connected over all pixels).
+        kernel: "ntk", of the trained net, or "nngp", of the net at initialisation.
+        ridge: K + ridge mean(diag K) I is solved; "loo" takes, out of powers of ten from 1e-8 to 100, the one of least
+            squared leave-one-out error.
+        early_stopping: None, or the share of images to hold out: gradient flow on the others is stopped where it does
+            best on these.
+        train_first, train_last: whether an end layer is trained; None is both for vanilla, neither for gap.
+        normalise: "standard" (each channel minus its mean, by its deviation) or "none". uint8 counts in units of 255.
+        image_shape: (H, W) or (H, W, C) of rows; without it a row of d numbers is one pixel of d channels.
+        layout: "nhwc" or "nchw"; None is nhwc, and a shape that leaves doubt is refused.
+        device: "cpu", "cuda", "cuda:1", ...; None is the first GPU where there is one.
+        memory: how much a fit may take, such as "8GB"; None is 80 % of the device's.
+
+    X is images N x H x W (x C), or rows N x d, as arrays or tensors. Fitted: X_fit_ (n, C, H, W) normalised images,
+    dual_coef_ (n, outputs), ridge_, stopping_time_ (None: to the end), mean_ and scale_ (C,), image_shape_ (H, W, C).
+
+    Raises ValueError for what cannot be meant, MemoryError for what does not fit.
+    """
+
+
+class CNTKClassifier(ClassifierMixin, KernelMachine):
+    __doc__ = f"""Classification by kernel regression on one-hot targets minus 1 / classes (Arora et al. 2019).
+    {PARAMETERS}"""
+
+    _arrays: ClassVar[tuple[str, ...]] = (*KernelMachine._arrays, "classes_")
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """X: images or rows; y (n,): labels of at least two classes."""
+        X, y = self._training_set(X, y)
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(column_or_1d(y, warn=True), return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y holds only one class, {self.classes_[0]!r}: a classifier needs at least two")
+        self._fit_images(X, targets(labels, len(self.classes_)).numpy(), labels)
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """The net's outputs (n, classes); of two classes the second minus the first, (n,)."""
+        outputs = self._outputs(X)
+        return outputs[:, 1] - outputs[:, 0] if len(self.classes_) == 2 else outputs
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The class of the largest output, (n,)."""
+        best = self._outputs(X).argmax(1)
+        return self.classes_[best]
+
+
+class CNTKRegressor(RegressorMixin, KernelMachine):
+    __doc__ = f"""Kernel regression on one or several targets, soft labels among them; their means are kept apart.
+    {PARAMETERS}"""
+
+    _arrays: ClassVar[tuple[str, ...]] = (*KernelMachine._arrays, "intercept_")
+    _values: ClassVar[tuple[str, ...]] = (*KernelMachine._values, "one_target_")
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """X: images or rows; y (n,) or (n, targets): numbers."""
+        X, y = self._training_set(X, y, multi_output=True, y_numeric=True)
+        y = y.astype(np.float64)
+        self.one_target_ = y.ndim == 1
+        sides = y.reshape(len(y), -1)
+        self.intercept_ = sides.mean(0)
+        self._fit_images(X, sides - self.intercept_, None)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """(n,) or (n, targets), as y was."""
+        outputs = self._outputs(X) + self.intercept_
+        return outputs[:, 0] if self.one_target_ else outputs
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
