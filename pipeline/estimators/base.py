@@ -26,10 +26,9 @@ from exact_ntk.regression.early_stopping import split
 from exact_ntk.regression.gradient_flow import GradientFlow
 from exact_ntk.regression.plan import DoesNotFit, plan_solve
 from exact_ntk.regression.ridge import leave_one_out
-from exact_ntk.regression.solve import kernel_regression
+from exact_ntk.regression.solve import LARGEST_RESIDUAL, kernel_regression
 
 FORMAT = 1
-LARGEST_RESIDUAL = 1e-3
 BLOCK_IMAGES = 512
 # Beside K: its eigenvectors and the decomposition's own two.
 EIGEN_MATRICES = 4

@@ -14,12 +14,11 @@ from exact_ntk.gram.plan import Request, Shelf, Source
 from exact_ntk.gram.store import Array
 from exact_ntk.records import KernelRecord, SolvedDraw, read_record
 from exact_ntk.regression.early_stopping import over_draws
+from exact_ntk.regression.solve import LARGEST_RESIDUAL
 from exact_ntk.standard_error import standard_error
 
 # Bump by hand when the same kernel and draw are solved another way: earlier draws are not reused.
 SOLVE_VERSION = 3
-# |K alpha - y| / |y| above which alpha is no solution, and its accuracy no result.
-LARGEST_RESIDUAL = 1e-3
 
 
 @dataclass(frozen=True)
