@@ -1,8 +1,9 @@
-"""Figures as PNG bytes, drawn by Agg alone: no screen, and no backend that the environment names, is asked for."""
+"""Figures as PNG or SVG, drawn by Agg alone: no screen, and no backend that the environment names, is asked for."""
 
 import contextlib
 import io
 import os
+import re
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -47,4 +48,38 @@ def to_png(figure: "Figure") -> bytes:
     out = io.BytesIO()
     # No software or date in the file.
     figure.savefig(out, format="png", dpi=140, metadata={"Software": None})
+    return out.getvalue()
+
+
+def to_svg(figure: "Figure", name: str) -> str:
+    """An SVG element without background, black in currentColor; the same figure gives the same text.
+
+    name: of what the figure shows; it begins every id, so that one page may hold several.
+    """
+    out = io.StringIO()
+    figure.patch.set_visible(False)
+    for axis in figure.axes:
+        axis.patch.set_visible(False)
+    with _import_matplotlib().rc_context({"svg.fonttype": "none", "svg.hashsalt": "ntk"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"font-family: [^;\"]*|(?<=px )'DejaVu Sans'[^;\"]*", "font-family: system-ui, sans-serif", text)
+    text = text.replace("#000000", "currentColor")
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    return re.sub(r"\n\s*(?=\n)", "", text).replace("<svg ", '<svg fill="currentColor" ', 1)
+
+
+def heat_png(values: Any, low: float, high: float) -> bytes:
+    """A matrix, a pixel an entry, dark at `low` and below to bright at `high` and above."""
+    _import_matplotlib()
+    from matplotlib.image import imsave
+
+    out = io.BytesIO()
+    no_software: dict[str, Any] = {"Software": None}
+    imsave(out, values, vmin=low, vmax=high, cmap="magma", format="png", metadata=no_software)
     return out.getvalue()

@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from exact_ntk.config import CnnColumn, Config, KernelColumn
@@ -33,6 +34,10 @@ class Cell(Protocol):
 
     def record(self) -> tuple[Any, dict[str, Any]] | None:
         """Its record and provenance, or None while it is not finished."""
+        ...
+
+    def arrays(self) -> list[dict[str, np.ndarray]]:
+        """Of each draw or run: `right` and `label` of its test images, and what else its stage keeps."""
         ...
 
     def needs(self) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from exact_ntk.draws import load_images
@@ -19,6 +20,7 @@ from exact_ntk.records import (
     Results,
     RunRecord,
 )
+from exact_ntk.report.collect import Collected
 from exact_ntk.settings import load_config
 from exact_ntk.table import Table
 
@@ -71,6 +73,7 @@ def made_up_table() -> Results:
         name="made",
         config={
             "name": "made",
+            "data": {"dataset": "npz", "path": "mine.npz"},
             "columns": [
                 {"name": "CNTK-GAP", "readout": "gap", **IMAGES},
                 {"name": "CNTK-V", "readout": "vanilla", **IMAGES},
@@ -103,6 +106,18 @@ def with_networks(results: Results, widths: tuple[int, ...], **kernel_column) ->
             "records": [*results.records, *records],
         }
     )
+
+
+def collected(results: Results) -> Collected:
+    """The table as collected: of each cell one draw of four images, the last of three classes taken for another."""
+    draw = {"label": np.array([0, 1, 2, 2]), "right": np.array([1.0, 1.0, 1.0, 0.0])}
+    kernel = {"outputs": np.eye(3)[[0, 1, 2, 0]], "heat_map": np.eye(4, dtype=np.float32)}
+    arrays = {(r.column, r.depth): [draw if r.model == "cnn" else {**draw, **kernel}] for r in results.records}
+    report = {"device": "<cpu>", "threads": 2, "versions": {"torch": "2"}}
+    cells = {"CNTK-GAP/3": {"draws": [{"seconds": 1.25}, {"seconds": 2.0}]}}
+    stages = {"gram-0": {"columns": ["CNTK-GAP"], "seconds": 1234.56, "device": "<cpu>"}, "solve": {"seconds": 3}}
+    provenance = {"cells": cells, "stages": stages, "report": report}
+    return Collected(results, provenance, arrays, ("a", "b", "c < d"))
 
 
 def replaced(results: Results, column: str, **changes) -> Results:

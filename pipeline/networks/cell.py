@@ -216,6 +216,12 @@ class NetworkCell:
         )
         return record, {"runs": [run.provenance for run in done]}
 
+    def arrays(self) -> list[dict[str, np.ndarray]]:
+        """Of each reported run that did not diverge: `right` (n_test,), shares of epochs, and the `label` beside it."""
+        lr, _ = self.chosen()
+        runs = [run for key in self.reported(lr) if (run := self.trained(key)) and run.right] if lr else []
+        return [{"right": np.array(run.right), "label": self.images.y[self.draw.test]} for run in runs]
+
     def _choice(self) -> dict[str, Any]:
         """What chose the learning rate: of two rules that agree on it, only one may have seen the test images."""
         if self.rule == "single":

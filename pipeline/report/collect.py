@@ -1,4 +1,4 @@
-"""Collecting finished cells into what results.json holds, where they came from, and the heat map of a Gram matrix."""
+"""Collecting finished cells into what results.json holds, where they came from, and what their stages keep of them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,28 +8,23 @@ import numpy as np
 from exact_ntk.device import describe
 from exact_ntk.provenance import read_provenance
 from exact_ntk.records import CellRecord, ColumnHead, MissingCell, Results
-from exact_ntk.regression.cell import KernelCell
 from exact_ntk.report.paired import paired_differences
 from exact_ntk.table import Table
 
-
-@dataclass(frozen=True)
-class HeatMap:
-    """A Gram matrix k (n, n) of unit diagonal, its training images sorted by class, their labels y (n,)."""
-
-    k: np.ndarray
-    y: np.ndarray
-    classes: tuple[str, ...]
-    title: str
+Arrays = dict[tuple[str, int], list[dict[str, np.ndarray]]]
 
 
 @dataclass(frozen=True)
 class Collected:
-    """results: what a rerun reproduces.  provenance: seconds, devices and versions, which may differ."""
+    """results: what a rerun reproduces.  provenance: seconds, devices and versions, which may differ.
+
+    arrays: (column, depth) -> what is kept of each draw or run of that cell.
+    """
 
     results: Results
     provenance: dict[str, Any]
-    heat_map: HeatMap | None
+    arrays: Arrays
+    classes: tuple[str, ...]
 
 
 def collect(table: Table) -> Collected:
@@ -38,7 +33,7 @@ def collect(table: Table) -> Collected:
     records: list[CellRecord] = []
     provenance: dict[str, Any] = {}
     missing: list[MissingCell] = []
-    predictions: dict[tuple[str, int], list[dict[str, np.ndarray]]] = {}
+    arrays: Arrays = {}
     for cell in table.cells:
         found = cell.record()
         if found is None:
@@ -47,8 +42,7 @@ def collect(table: Table) -> Collected:
             continue
         records.append(found[0])
         provenance[f"{cell.name}/{cell.depth}"] = found[1]
-        if isinstance(cell, KernelCell):
-            predictions[cell.name, cell.depth] = cell.arrays()
+        arrays[cell.name, cell.depth] = cell.arrays()
     results = Results(
         name=config.name,
         config=config.resolved(),
@@ -57,19 +51,9 @@ def collect(table: Table) -> Collected:
             for n, c in zip(config.column_names, config.columns, strict=True)
         ],
         records=records,
-        paired=paired_differences(config, predictions),
+        paired=paired_differences(config, arrays),
         missing=missing,
     )
     stages = read_provenance(table.folder)
     made = {"cells": provenance, "stages": stages, "report": describe(table.device)}
-    return Collected(results, made, _heat_map(table, predictions))
-
-
-def _heat_map(table: Table, predictions: dict[tuple[str, int], list[dict[str, np.ndarray]]]) -> HeatMap | None:
-    """That of the last kernel column's deepest cell, or None where none is solved."""
-    if not predictions:
-        return None
-    (name, depth), draws = list(predictions.items())[-1]
-    first = draws[0]
-    title = f"{name}, depth {depth}"
-    return HeatMap(first["heat_map"], first["heat_map_label"], table.images.classes, title)
+    return Collected(results, made, arrays, table.images.classes)

@@ -1,167 +1,207 @@
-"""Figures: accuracy against depth and width, training curves, a Gram matrix by class. Each returns PNG bytes."""
+"""The report's line figures: what each draws of the records. None where there is nothing of the kind to draw."""
 
+from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from exact_ntk.canvas import subplots, to_png, viridis
-from exact_ntk.records import ColumnHead, KernelRecord, NetworkRecord, Results
+from exact_ntk.records import KernelRecord, NetworkRecord, Results
+from exact_ntk.report.drawing import Drawing, Line, Panel, panel
 
-COLOURS = {"vanilla": "#2a6fbb", "gap": "#d1603d"}
-LINES = {"cnn": ("-", "o"), "cntk": ("--", "s"), "nngp": (":", "^")}
 TITLES = {"vanilla": "vanilla readout", "gap": "global average pooling"}
 # What a network and a kernel must share for the gap between them to mean anything.
 SAME = ("readout", "train", "test", "train_first", "train_last")
 # What networks of one line may differ in.
 APART = ("name", "width", "paper", "depths")
+BARS = "Bars: one standard error."
+
+Record = KernelRecord | NetworkRecord
 
 
-def accuracy_figure(results: Results) -> bytes:
-    """Test accuracy against depth, a panel a readout, a line a column, with one standard error; hollow: the paper."""
-    readouts = [r for r in COLOURS if any(c.readout == r for c in results.columns)]
-    figure, axes = subplots(1, len(readouts), (1 + 4.6 * len(readouts), 4.2), sharey=True, squeeze=False)
-    for axis, readout in zip(axes[0], readouts, strict=True):
-        columns = [c for c in results.columns if c.readout == readout]
-        ticks = sorted({d for c in columns for d in c.depths})
-        for shade, column in enumerate(columns):
-            _line(axis, results, column, 1.0 - 0.65 * shade / max(1, len(columns) - 1))
-        axis.set_xscale("log")
-        axis.set_xticks(ticks, [str(d) for d in ticks])
-        axis.minorticks_off()
-        axis.set(xlabel="depth L", title=TITLES[readout])
-        axis.grid(alpha=0.25)
-        axis.legend(frameon=False, fontsize=9)
-    axes[0][0].set_ylabel("test accuracy (%)")
-    return to_png(figure)
+def drawings(results: Results) -> list[Drawing]:
+    """Every figure that these records give, in the report's order."""
+    makers = (accuracy_drawing, difference_drawing, width_drawing, learning_drawing, curves_drawing)
+    return [drawing for make in makers if (drawing := make(results))]
 
 
-def _line(axis: Any, results: Results, column: ColumnHead, alpha: float) -> None:
-    found = results.of_column(column.name)
-    colour, (style, marker) = COLOURS[column.readout], LINES[column.model]
-    axis.errorbar(
-        [r.depth for r in found],
-        [r.accuracy for r in found],
-        yerr=[r.standard_error for r in found],
-        linestyle=style,
-        marker=marker,
-        color=colour,
-        alpha=alpha,
-        capsize=2.5,
-        markersize=5,
-        label=column.name,
+def accuracy_drawing(results: Results) -> Drawing | None:
+    """Test accuracy against depth, a panel a readout, a line a column."""
+    panels = []
+    for readout, title in TITLES.items():
+        lines = []
+        for column in results.columns:
+            found = results.of_column(column.name)
+            if column.readout == readout and found:
+                published = list(zip(column.depths, column.paper, strict=False))
+                lines.append(_line(column.name, found, [r.depth for r in found], published, column.model != "cnn"))
+        if lines:
+            panels.append(_accuracy_panel(f"accuracy-{readout}", title, lines, "depth L"))
+    hollow = " Hollow: the paper." if any(c.paper for c in results.columns) else ""
+    rows = [[r.column, r.depth, r.accuracy, r.standard_error] for r in results.records]
+    return _drawing(
+        "accuracy",
+        "Accuracy against depth",
+        f"Whether depth helps, and which column is ahead at each depth. {BARS}{hollow} Dashed: kernels.",
+        panels,
+        [["column", "depth", "accuracy", "standard_error"], *rows],
     )
-    published = list(zip(column.depths, column.paper, strict=False))
-    if published:
-        axis.plot(*zip(*published, strict=True), marker, mfc="none", color=colour, alpha=alpha, markersize=9)
 
 
-def width_figure(results: Results) -> bytes | None:
-    """Networks against width, a panel a readout, a colour a depth: accuracy above, with the kernel's as a dashed line;
-    below, network minus kernel. Bars: one standard error. None unless some network comes in two widths.
-    """
-    lines = _width_lines(results)
-    readouts = [r for r in COLOURS if any(readout == r for readout, _, _ in lines)]
-    if not readouts:
-        return None
-    size, shared = (1 + 4.6 * len(readouts), 6.2), {"sharex": "col", "sharey": "row"}
-    figure, axes = subplots(2, len(readouts), size, squeeze=False, height_ratios=(3, 2), **shared)
-    for (above, below), readout in zip(axes.T, readouts, strict=True):
-        mine = [(depth, nets, kernel) for r, nets, kernel in lines if r == readout for depth in [nets[0].depth]]
-        for k, (depth, nets, kernel) in enumerate(sorted(mine, key=lambda line: line[0])):
-            colour, widths = viridis(0.85 * k / max(1, len(mine) - 1)), [r.width for r in nets]
-            accuracy = np.array([r.accuracy for r in nets])
-            bars = {"color": colour, "capsize": 2.5, "markersize": 5, "marker": "o"}
-            errors = [r.standard_error for r in nets]
-            above.errorbar(widths, accuracy, yerr=errors, label=f"L = {depth}", **bars)
-            if kernel:
-                above.axhline(kernel.accuracy, linestyle="--", color=colour)
-                below.errorbar(widths, accuracy - kernel.accuracy, yerr=errors, **bars)
-        ticks = sorted({r.width for _, nets, _ in mine for r in nets})
-        below.set_xscale("log", base=2)
-        below.set_xticks(ticks, [str(width) for width in ticks], fontsize=9)
-        below.minorticks_off()
-        below.axhline(0, linestyle="--", color="#666", linewidth=1)
-        above.set(title=TITLES[readout])
-        below.set(xlabel="width (channels)")
-        above.plot([], [], "--", color="#666", label="CNTK")
-        above.legend(frameon=False, fontsize=9)
-        above.grid(alpha=0.25)
-        below.grid(alpha=0.25)
-    axes[0][0].set_ylabel("test accuracy (%)")
-    axes[1][0].set_ylabel("CNN minus CNTK (points)")
-    return to_png(figure)
+def _line(label: str, found: list[Any], x: list[int], published: list[tuple[int, float]], dashed: bool) -> Line:
+    return Line(label, [x], [[r.accuracy for r in found]], [r.standard_error for r in found], published, dashed)
 
 
-Line = tuple[str, list[NetworkRecord], KernelRecord | None]
+def _accuracy_panel(name: str, title: str, lines: list[Line], x_label: str) -> Panel:
+    ticks = sorted({x for line in lines for x in line.x[0]})
+    return panel(name, title, lines, x_label, "test accuracy (%)", ticks=ticks)
 
 
-def _width_lines(results: Results) -> list[Line]:
-    """Readout, records by width and the kernel's record, for every network that comes in at least two widths."""
+def _drawing(name: str, title: str, caption: str, panels: list[Panel], rows: list[list[Any]]) -> Drawing | None:
+    return Drawing(name, title, caption, panels, rows) if panels else None
+
+
+def beside_kernel(results: Results) -> list[tuple[NetworkRecord, KernelRecord]]:
+    """Each network cell with the kernel cell of the same images, trained ends and depth, where there is one."""
     columns = {c["name"]: c for c in results.config["columns"]}
 
-    def shared(record: KernelRecord | NetworkRecord) -> str:
-        column = columns[record.column]
-        return repr([record.depth, *(column[key] for key in SAME)])
+    def shared(record: Record) -> str:
+        return repr([record.depth, *(columns[record.column][key] for key in SAME)])
 
     plain = [r for r in results.records if isinstance(r, KernelRecord) and r.model == "cntk" and not r.ridge]
     kernels = {shared(r): r for r in reversed(plain)}
+    nets = [r for r in results.records if isinstance(r, NetworkRecord)]
+    return [(net, kernels[shared(net)]) for net in nets if shared(net) in kernels]
+
+
+def unpaired_error(a: Record, b: Record) -> float:
+    """The standard error of a difference of two cells that are taken to be independent."""
+    return float(np.hypot(a.standard_error, b.standard_error))
+
+
+def difference_drawing(results: Results) -> Drawing | None:
+    """Networks minus the kernel of the same images against depth, a line a network column."""
+    pairs = sorted(beside_kernel(results), key=lambda pair: [c.name for c in results.columns].index(pair[0].column))
+    panels = []
+    for readout, title in TITLES.items():
+        mine = [pair for pair in pairs if pair[0].readout == readout]
+        lines = []
+        for name, group in groupby(mine, key=lambda pair: pair[0].column):
+            found = sorted(group, key=lambda pair: pair[0].depth)
+            gaps = [net.accuracy - kernel.accuracy for net, kernel in found]
+            lines.append(Line(name, [[n.depth for n, _ in found]], [gaps], [unpaired_error(*pair) for pair in found]))
+        if lines:
+            ticks = sorted({x for line in lines for x in line.x[0]})
+            words = ("depth L", "CNN minus CNTK (points)")
+            panels.append(panel(f"difference-{readout}", title, lines, *words, ticks=ticks, zero=True))
+    return _drawing(
+        "difference",
+        "Network minus kernel",
+        "Above the dashed line the finite networks are ahead of the kernel they tend to, on the same images. "
+        "Bars: one standard error, the two taken as independent.",
+        panels,
+        [
+            ["network", "kernel", "depth", "difference", "standard_error"],
+            *([n.column, k.column, n.depth, n.accuracy - k.accuracy, unpaired_error(n, k)] for n, k in pairs),
+        ],
+    )
+
+
+def _by_width(results: Results) -> list[list[NetworkRecord]]:
+    """The records, by width, of every network that comes in at least two widths."""
+    columns = {c["name"]: c for c in results.config["columns"]}
     groups: dict[str, list[NetworkRecord]] = {}
     for record in results.records:
         if isinstance(record, NetworkRecord):
             rest = {k: v for k, v in columns[record.column].items() if k not in APART}
             groups.setdefault(repr([record.depth, rest]), []).append(record)
-    return [
-        (nets[0].readout, sorted(nets, key=lambda r: r.width), kernels.get(shared(nets[0])))
-        for nets in groups.values()
-        if len({r.width for r in nets}) > 1
-    ]
+    return [sorted(nets, key=lambda r: r.width) for nets in groups.values() if len({r.width for r in nets}) > 1]
 
 
-def curves_figure(results: Results) -> bytes | None:
-    """Loss, training and test accuracy against epoch, a row a readout, a colour a cell, a thin line a seed.
+def width_drawing(results: Results) -> Drawing | None:
+    """Networks against width, a line a depth, with the kernel they tend to as a line of its own."""
+    kernels = {(net.column, net.depth): kernel for net, kernel in beside_kernel(results)}
+    panels: list[Panel] = []
+    rows: list[list[Any]] = []
+    for readout, title in TITLES.items():
+        lines = []
+        for nets in sorted((g for g in _by_width(results) if g[0].readout == readout), key=lambda g: g[0].depth):
+            widths, kernel = [r.width for r in nets], kernels.get((nets[0].column, nets[0].depth))
+            lines.append(_line(f"CNN, L = {nets[0].depth}", nets, widths, [], False))
+            rows += [[r.column, r.depth, r.width, r.accuracy, r.standard_error] for r in nets]
+            if kernel:
+                level = [kernel.accuracy] * len(widths)
+                lines.append(Line(f"CNTK, L = {kernel.depth}", [widths], [level], dashed=True))
+        if lines:
+            panels.append(_accuracy_panel(f"width-{readout}", title, lines, "width (channels)"))
+    return _drawing(
+        "width",
+        "Networks against width",
+        f"How fast networks come to the kernel, the dashed line, as they widen. {BARS}",
+        panels,
+        [["column", "depth", "width", "accuracy", "standard_error"], *rows],
+    )
 
-    None where no network is trained. A diverged run's line ends where it diverged.
-    """
+
+def learning_drawing(results: Results) -> Drawing | None:
+    """Accuracy against the number of training images, a panel a kind of column, a line a depth."""
+    columns = {c["name"]: c for c in results.config["columns"]}
+    groups: dict[str, list[Record]] = {}
+    for record in results.records:
+        rest = {k: v for k, v in columns[record.column].items() if k not in ("name", "paper", "depths", "train")}
+        groups.setdefault(repr(rest), []).append(record)
+    panels: list[Panel] = []
+    rows: list[list[Any]] = []
+    for found in groups.values():
+        lines = []
+        for depth in sorted({r.depth for r in found}):
+            mine = sorted((r for r in found if r.depth == depth), key=lambda r: r.n_train)
+            if len({r.n_train for r in mine}) > 1:
+                lines.append(_line(f"L = {depth}", mine, [r.n_train for r in mine], [], found[0].model != "cnn"))
+                rows += [[r.column, r.depth, r.n_train, r.accuracy, r.standard_error] for r in mine]
+        if lines:
+            title = f"{found[0].model.upper()}, {TITLES[found[0].readout]}"
+            panels.append(_accuracy_panel(f"learning-{len(panels)}", title, lines, "training images n"))
+    return _drawing(
+        "learning",
+        "Accuracy against training images",
+        f"What more training images are worth at each depth. {BARS}",
+        panels,
+        [["column", "depth", "n_train", "accuracy", "standard_error"], *rows],
+    )
+
+
+CURVES = {"loss": "training loss", "train_accuracy": "training accuracy (%)", "test_accuracy": "test accuracy (%)"}
+
+
+def curves_drawing(results: Results) -> Drawing | None:
+    """Loss, training and test accuracy against epoch, a panel each and a readout, a colour a cell, a line a seed."""
     nets = [r for r in results.records if isinstance(r, NetworkRecord)]
-    readouts = [r for r in COLOURS if any(record.readout == r for record in nets)]
-    if not readouts:
-        return None
-    panels = {"loss": "loss", "train_accuracy": "training accuracy (%)", "test_accuracy": "test accuracy (%)"}
-    figure, axes = subplots(len(readouts), 3, (12, 0.6 + 3.2 * len(readouts)), sharey="col", squeeze=False)
-    for row, readout in zip(axes, readouts, strict=True):
+    panels = []
+    for readout, title in TITLES.items():
         cells = [r for r in nets if r.readout == readout]
-        several = len({r.column for r in cells}) > 1
-        for k, cell in enumerate(cells):
-            label = f"{cell.column}/{cell.depth}" if several else f"L = {cell.depth}"
-            colour = viridis(0.85 * k / max(1, len(cells) - 1))
-            for axis, key in zip(row, panels, strict=True):
-                for run in cell.runs:
-                    values = getattr(run.history, key)
-                    axis.plot(range(1, len(values) + 1), values, color=colour, linewidth=0.8, alpha=0.8)
-            row[-1].plot([], [], color=colour, label=label)
-        row[0].set_yscale("log")
-        row[1].set_title(TITLES[readout])
-        row[-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-        for axis, name in zip(row, panels.values(), strict=True):
-            axis.set(ylabel=name, xlabel="epoch")
-            axis.grid(alpha=0.25)
-    return to_png(figure)
+        for key, label in CURVES.items() if cells else ():
+            lines = [_curve(cell, key, several=len({r.column for r in cells}) > 1) for cell in cells]
+            panels.append(panel(f"curves-{readout}-{key}", title, lines, "epoch", label, log_y=key == "loss"))
+    return _drawing(
+        "curves",
+        "Training curves",
+        "Whether the networks fit their training images, and whether test accuracy had settled when they stopped. A "
+        "line a seed; one that diverged ends where it did.",
+        panels,
+        [["column", "depth", "seed", "epoch", *CURVES], *_epochs(nets)],
+    )
 
 
-def gram_figure(k: np.ndarray, y: np.ndarray, classes: tuple[str, ...], title: str) -> bytes:
-    """k (n, n) of unit diagonal, its images sorted by class y (n,)."""
-    edges = np.flatnonzero(np.diff(y)) + 1
-    middles = [float(np.flatnonzero(y == c).mean()) for c in np.unique(y)]
-    figure, axis = subplots(1, 1, (5.6, 4.8))
-    off_diagonal = k[~np.eye(len(k), dtype=bool)]
-    low, high = np.percentile(off_diagonal, [1, 99.5]) if len(k) > 1 else (0, 1)
-    image = axis.imshow(k, cmap="magma", vmin=low, vmax=high, interpolation="nearest")
-    for edge in edges:
-        axis.axhline(edge - 0.5, color="white", linewidth=0.4, alpha=0.6)
-        axis.axvline(edge - 0.5, color="white", linewidth=0.4, alpha=0.6)
-    names = [classes[c] for c in np.unique(y)]
-    axis.set_xticks(middles, names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=8)
-    axis.set_yticks(middles, names, fontsize=8)
-    axis.set(title=title, xlabel=f"{len(k)} training images, sorted by class")
-    figure.colorbar(image, label="K(x, x') / √(K(x, x) K(x', x'))")
-    return to_png(figure)
+def _curve(cell: NetworkRecord, key: str, several: bool) -> Line:
+    values = [v for run in cell.runs if (v := getattr(run.history, key))]
+    label = f"{cell.column}/{cell.depth}" if several else f"L = {cell.depth}"
+    return Line(label, [list(range(1, len(v) + 1)) for v in values], values)
+
+
+def _epochs(nets: list[NetworkRecord]) -> Iterable[list[Any]]:
+    for cell in nets:
+        for run in cell.runs:
+            columns = (getattr(run.history, key) for key in CURVES)
+            for epoch, values in enumerate(zip(*columns, strict=False), start=1):
+                yield [cell.column, cell.depth, run.seed, epoch, *values]

@@ -1,49 +1,243 @@
-"""report.html: the table, the figures and where they came from, in one file that needs no other."""
+"""report.html: what was found, the table, the figures and where they came from, in one file that needs no other."""
 
 import base64
+import csv
 import html
+import io
 import json
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from exact_ntk.records import Results
-from exact_ntk.report.tables import grid, notes
+import numpy as np
+
+from exact_ntk.canvas import heat_png
+from exact_ntk.records import ColumnHead, Results
+from exact_ntk.report.classes import MOST_CLASSES, ByClass, by_class
+from exact_ntk.report.collect import Collected
+from exact_ntk.report.drawing import Drawing
+from exact_ntk.report.found import found, in_errors
+from exact_ntk.report.tables import FAILED, MISSING, csv_table, depths, notes, spread
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { margin-bottom: 0; } .sub { color: #666; margin-top: .2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1.5rem 0; }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th { border-bottom: 2px solid #444; } td:first-child { font-weight: 600; }
-.wide { overflow-x: auto; } img { max-width: 100%; height: auto; } li { color: #444; }
-pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 13px; }
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --paper: #fff; --shade: #f3f5f7; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #a3adb8; --line: #3a424b; --paper: #14171a;
+  --shade: #20252a; } }
+@media print { :root { color-scheme: light; --ink: #000; --soft: #333; --line: #bbb; --paper: #fff; --shade: #f3f5f7; }
+  figure, table { break-inside: avoid; } .links, details { display: none; } }
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
+  background: var(--paper); overflow-wrap: anywhere; }
+h1 { margin-bottom: 0; } .sub, figcaption, .small { color: var(--soft); } .sub { margin-top: .2rem; }
+.found { font-size: 1.2rem; } a { color: inherit; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; overflow-wrap: normal; }
+th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+thead th { border-bottom: 2px solid var(--soft); } .small { display: block; font-size: .8rem; }
+.wide { overflow-x: auto; } .panels { display: flex; flex-wrap: wrap; gap: 1rem; }
+.panels > * { flex: 1 1 19rem; max-width: 30rem; min-width: 0; } figure { margin: 1.5rem 0; }
+svg { width: 100%; height: auto; color: var(--ink); stroke-linejoin: round; }
+.maps > * { flex: 0 1 9rem; margin: 0; } .maps img { width: 100%; image-rendering: pixelated; display: block; }
+.confusion { font-size: .75rem; } .confusion th, .confusion td { padding: .2rem .35rem; }
+pre { background: var(--shade); padding: 1rem; overflow-x: auto; font-size: .8rem; } summary { cursor: pointer; }
 """
 
 
-def page(results: Results, provenance: dict[str, Any], figures: dict[str, bytes]) -> str:
-    """The report. figures: caption -> PNG bytes."""
-    escape = html.escape
-    header, rows = grid(results)
-    head = "".join(f"<th>{escape(h)}</th>" for h in header)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    pictures = "".join(
-        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-        for caption, png in figures.items()
-    )
-    remarks = "".join(f"<li>{escape(note)}</li>" for note in notes(results))
-    made = provenance["report"]
-    versions = ", ".join(f"{package} {number}" for package, number in made["versions"].items())
+def page(collected: Collected, drawings: Sequence[Drawing], config_yaml: str) -> str:
+    """The report; drawings: of the same records."""
+    results, classes = collected.results, by_class(collected.results, collected.arrays, collected.classes)
+    title = _text(results.name)
+    body = [
+        f"<h1>{title}</h1>",
+        '<p class="sub">Convolutional neural tangent kernels beside the finite networks they are the limit of</p>',
+        f'<p class="found">{_text(" ".join(found(results)))}</p>',
+        "<h2>Test accuracy</h2>",
+        _accuracies(results),
+        f'<p class="links">{_link("table.csv", csv_table(results))}</p>',
+        _items(notes(results)[1:]),
+        *map(_figure, drawings),
+        _classes(classes, collected.classes),
+        _heat_maps(collected),
+        _cost(results, collected.provenance),
+        _provenance(collected, config_yaml),
+    ]
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(results.name)}: accuracy table</title><style>{STYLE}</style></head><body>
-<h1>{escape(results.name)}</h1>
-<p class="sub">Convolutional neural tangent kernels beside the finite networks they are the limit of</p>
-<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
-<ul>{remarks}</ul>
-{pictures}
-<h2>Provenance</h2>
-<p>{escape(made["device"])}, {made["threads"]} threads; {escape(versions)}</p>
-<details><summary>Resolved config</summary><pre>{escape(json.dumps(results.config, indent=1))}</pre></details>
-<details><summary>Stages and cells</summary><pre>{escape(json.dumps(provenance, indent=1))}</pre></details>
-</body></html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}: accuracy table</title><link rel="icon" href="data:,"><style>{STYLE}</style></head><body><main>
+{chr(10).join(filter(None, body))}
+</main></body></html>
 """
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _link(name: str, content: str, kind: str = "text/csv") -> str:
+    data = base64.b64encode(content.encode()).decode()
+    return f'<a download="{_text(name)}" href="data:{kind};charset=utf-8;base64,{data}">{_text(name)}</a>'
+
+
+def _items(lines: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{_text(line)}</li>' for line in lines)}</ul>"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], label: str, kind: str = "") -> str:
+    """header, rows: HTML; a row begins with its own header.  label: what the table is, for whoever cannot see it."""
+    head = "".join(f'<th scope="col">{h}</th>' for h in header)
+    body = "".join(
+        f'<tr><th scope="row">{first}</th>{"".join(c if c.startswith("<td") else f"<td>{c}</td>" for c in rest)}</tr>'
+        for first, *rest in rows
+    )
+    return (
+        f'<div class="wide" role="region" aria-label="{_text(label)}" tabindex="0"><table class="{kind}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _accuracies(results: Results) -> str:
+    rows = [[str(d), *(_accuracy(results, column, d) for column in results.columns)] for d in depths(results)]
+    header = ["depth", *(_text(c.name) for c in results.columns)]
+    said = "In %, ± its standard error."
+    if any(c.paper for c in results.columns):
+        said += " Paper: Arora et al. 2019, table 1; beside it ours minus theirs in standard errors (SE) of ours."
+    return _table(header, rows, "Test accuracy by depth and column") + f'<p class="small">{said}</p>'
+
+
+def _accuracy(results: Results, column: ColumnHead, depth: int) -> str:
+    if depth not in column.depths:
+        return ""
+    record, published = results.cell(column.name, depth), column.paper_value(depth)
+    failed = any(m.failed and (m.column, m.depth) == (column.name, depth) for m in results.missing)
+    ours = spread(record) if record else FAILED if failed else MISSING
+    if published is None:
+        return _text(ours)
+    gap = f", {in_errors(record, published):+.1f} SE" if record else ""
+    return f'{_text(ours)}<span class="small">paper {published:.2f}{gap}</span>'
+
+
+def _figure(drawing: Drawing) -> str:
+    panels = "".join(
+        f'<div>{p.svg.replace("<svg ", f"""<svg role="img" aria-label="{_text(p.words)}" """, 1)}</div>'
+        for p in drawing.panels
+    )
+    link = f'<span class="links">{_link(f"{drawing.name}.csv", as_csv(drawing.rows))}</span>'
+    return (
+        f'<h2>{_text(drawing.title)}</h2><figure><div class="panels">{panels}</div>'
+        f"<figcaption>{_text(drawing.caption)} {link}</figcaption></figure>"
+    )
+
+
+def as_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV text."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
+
+
+def _classes(columns: list[ByClass], names: tuple[str, ...]) -> str:
+    if not columns:
+        return ""
+    header = ["class", *(f"{_text(c.column)}/{c.depth}" for c in columns)]
+    rows = [[_text(n), *(_percent(c.accuracy[k]) for c in columns)] for k, n in enumerate(names)]
+    text = "<h2>Class by class</h2><p>Each column at its best depth: which classes it gets right, in %.</p>"
+    text += _table(header, rows, "Accuracy by class and column")
+    if len(names) > MOST_CLASSES:
+        return text + f"<p>Confusion matrices are shown up to {MOST_CLASSES} classes; here are {len(names)}.</p>"
+    matrices = "".join(_confusion(c, c.confusion, names) for c in columns if c.confusion is not None)
+    return f'{text}<div class="panels">{matrices}</div>'
+
+
+def _percent(value: float) -> str:
+    return MISSING if np.isnan(value) else f"{value:.1f}"
+
+
+def _confusion(column: ByClass, counts: np.ndarray, names: tuple[str, ...]) -> str:
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
+    def cell(i: int, j: int) -> str:
+        colour = "0, 114, 178" if i == j else "213, 94, 0"
+        return f'<td style="background: rgba({colour}, {0.6 * share[i, j] ** 0.5:.2f})">{counts[i, j] or ""}</td>'
+
+    short = [_text(n[:4]) for n in names]
+    rows = [[_text(n), *(cell(i, j) for j in range(len(names)))] for i, n in enumerate(names)]
+    title = f"{column.column} at depth {column.depth}"
+    return (
+        f"<figure>{_table(['', *short], rows, f'Confusion matrix of {title}', 'confusion')}<figcaption>{_text(title)}: "
+        "images of the class on the left taken for the class on top, over all draws. Orange: mistakes.</figcaption>"
+        "</figure>"
+    )
+
+
+def _heat_maps(collected: Collected) -> str:
+    rows = []
+    for column in collected.results.columns:
+        maps = [
+            _heat_map(column.name, depth, draws[0]["heat_map"])
+            for (name, depth), draws in collected.arrays.items()
+            if name == column.name and draws and "heat_map" in draws[0]
+        ]
+        if maps:
+            rows.append(f'<h3>{_text(column.name)}</h3><div class="panels maps">{"".join(maps)}</div>')
+    if not rows:
+        return ""
+    return (
+        "<h2>Gram matrices by depth</h2><p>K(x, x') / √(K(x, x) K(x', x')) of the first training images, at most 64, "
+        "sorted by class: bright squares along the diagonal are classes that the kernel sees as alike. Dark to bright "
+        "is each map's own range, from its 1st to its 99.5th percentile off the diagonal.</p>" + "".join(rows)
+    )
+
+
+def _heat_map(name: str, depth: int, k: np.ndarray) -> str:
+    off_diagonal = k[~np.eye(len(k), dtype=bool)]
+    low, high = np.percentile(off_diagonal, [1, 99.5]) if len(k) > 1 else (0.0, 1.0)
+    png = base64.b64encode(heat_png(k, low, high)).decode()
+    words = f"depth {depth}: {low:.3f} to {high:.3f}"
+    return (
+        f'<figure><img alt="Gram matrix of {_text(name)}, {words}" src="data:image/png;base64,{png}">'
+        f"<figcaption>{words}</figcaption></figure>"
+    )
+
+
+def _cost(results: Results, provenance: dict[str, Any]) -> str:
+    """Seconds of each cell and of each stage, as far as they are known."""
+    cells = {
+        key: sum(part.get("seconds", 0.0) for part in (*made.get("draws", ()), *made.get("runs", ())))
+        for key, made in provenance.get("cells", {}).items()
+    }
+    header = ["depth", *(_text(c.name) for c in results.columns)]
+    rows = [
+        [str(d), *(_seconds(cells.get(f"{c.name}/{d}")) if d in c.depths else "" for c in results.columns)]
+        for d in depths(results)
+    ]
+    stages = [
+        [
+            _text(stage),
+            _text(", ".join(facts.get("columns", ())) or "all"),
+            _seconds(facts.get("seconds")),
+            _text(facts.get("device", MISSING)),
+        ]
+        for stage, facts in provenance.get("stages", {}).items()
+    ]
+    text = "<h2>Cost</h2><p>Seconds of a cell: solving its draws, or training its runs. The Gram matrices, which give "
+    text += "every depth in one pass, are in the second table.</p>" + _table(
+        header, rows, "Seconds by depth and column"
+    )
+    if stages:
+        text += _table(["stage", "columns", "seconds", "device"], stages, "Seconds by stage")
+    return text
+
+
+def _seconds(value: float | None) -> str:
+    return MISSING if value is None else f"{value:,.1f}"
+
+
+def _provenance(collected: Collected, config_yaml: str) -> str:
+    made = collected.provenance["report"]
+    versions = ", ".join(f"{package} {number}" for package, number in made["versions"].items())
+    data = collected.results.config["data"]
+    beside = f", and {data['path']} where it says" if "path" in data else ""
+    return f"""<h2>Provenance</h2>
+<p>{_text(made["device"])}, {_text(made["threads"])} threads; {_text(versions)}.</p>
+<p>To reproduce it, with {_link("config.yaml", config_yaml, "application/yaml")} in the folder{_text(beside)}:</p>
+<pre>ntk run config.yaml</pre>
+<details><summary>Resolved config</summary><pre tabindex="0">{_text(config_yaml)}</pre></details>
+<details><summary>Stages and cells</summary><pre tabindex="0">{_text(json.dumps(collected.provenance, indent=1))}</pre>
+</details>"""

@@ -1,4 +1,4 @@
-"""The accuracy table as Markdown, CSV and text: pure functions of results.json."""
+"""The accuracy table as Markdown, CSV, LaTeX and text: pure functions of results.json."""
 
 import csv
 import io
@@ -219,3 +219,43 @@ def csv_table(results: Results) -> str:
     for r in results.records:
         writer.writerow([*(getattr(r, key, None) for key in CSV_KEYS), published.get((r.column, r.depth))])
     return out.getvalue()
+
+
+LATEX = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", MISSING: "--"},
+    **{"<": r"$<$", ">": r"$>$", "|": r"$|$", "²": r"$^2$"},
+    INDEFINITE: r"\textsuperscript{\dag}",
+    OVERLAP: r"\textsuperscript{\ddag}",
+    TEST_RULE: r"\textsuperscript{\S}",
+    DIVERGED: r"\textsuperscript{\P}",
+}
+
+
+def latex_table(results: Results) -> str:
+    """table.tex: a tabular to \\input, with booktabs' rules, and the notes below it."""
+
+    def line(cells: list[str]) -> str:
+        return " & ".join(_in_latex(cell) for cell in cells) + r" \\"
+
+    header, rows = grid(results)
+    return "\n".join(
+        [
+            r"% \usepackage{booktabs}",
+            rf"\begin{{tabular}}{{{'r' * len(header)}}}",
+            r"\toprule",
+            line(header),
+            r"\midrule",
+            *map(line, rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+            r"\par\smallskip\footnotesize",
+            *(_in_latex(note) for note in notes(results)),
+            "",
+        ]
+    )
+
+
+def _in_latex(text: str) -> str:
+    return "".join(LATEX.get(sign, sign) for sign in text)

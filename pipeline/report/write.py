@@ -1,15 +1,16 @@
-"""Writing a report: results.json, provenance.json, the table, the figures and report.html; never an emptier one."""
+"""Writing a report: results.json, provenance.json, the tables, the figures and report.html; never an emptier one."""
 
 from pathlib import Path
 
 from exact_ntk.errors import Incomplete, StoreError
-from exact_ntk.files import write_atomic, write_json, write_text
+from exact_ntk.files import write_json, write_text
 from exact_ntk.locks import locked
 from exact_ntk.records import Results, read_record
 from exact_ntk.report.collect import Collected
-from exact_ntk.report.figures import accuracy_figure, curves_figure, gram_figure, width_figure
+from exact_ntk.report.drawing import standalone
+from exact_ntk.report.figures import drawings
 from exact_ntk.report.page import page
-from exact_ntk.report.tables import csv_table, markdown_table
+from exact_ntk.report.tables import csv_table, latex_table, markdown_table
 
 # What of a column does not change what its cells are.
 DISPLAY = ("name", "depths", "paper")
@@ -55,24 +56,24 @@ def write_report(collected: Collected, config_yaml: str, folder: Path) -> None:
     Raises Incomplete, and leaves the table that is there, where the new one would lose a cell that the config still
     asks for.
     """
-    results, provenance, heat_map = collected.results, collected.provenance, collected.heat_map
+    results = collected.results
     with locked(folder.parent / f".{folder.name}.lock", remove=True):
         _refuse_to_lose(results, folder)
-        figures = {
-            "Test accuracy against depth": ("accuracy.png", accuracy_figure(results)),
-            "Networks against width, beside the kernel they tend to": ("width.png", width_figure(results)),
-            "Training curves of the networks, a line a seed": ("curves.png", curves_figure(results)),
-        }
-        if heat_map:
-            caption = f"Gram matrix of {heat_map.title}, {len(heat_map.y)} training images sorted by class"
-            figures[caption] = ("gram.png", gram_figure(heat_map.k, heat_map.y, heat_map.classes, heat_map.title))
-        made = {caption: (name, png) for caption, (name, png) in figures.items() if png}
+        made = drawings(results)
         write_json(folder / "results.json", results.json_value())
-        write_json(folder / "provenance.json", provenance)
+        write_json(folder / "provenance.json", collected.provenance)
         write_text(folder / "config.yaml", config_yaml)
         write_text(folder / "table.md", markdown_table(results))
         write_text(folder / "table.csv", csv_table(results))
-        for name, png in made.values():
-            write_atomic(folder / name, lambda file, png=png: file.write(png))  # type: ignore[misc]
-        pictures = {caption: png for caption, (_, png) in made.items()}
-        write_text(folder / "report.html", page(results, provenance, pictures))
+        write_text(folder / "table.tex", latex_table(results))
+        _write_figures(folder / "figures", {f"{p.name}.svg": standalone(p.svg) for d in made for p in d.panels})
+        write_text(folder / "report.html", page(collected, made, config_yaml))
+
+
+def _write_figures(folder: Path, figures: dict[str, str]) -> None:
+    """Those of an earlier table that this one lacks go."""
+    for name, svg in figures.items():
+        write_text(folder / name, svg)
+    for old in folder.glob("*.svg"):
+        if old.name not in figures:
+            old.unlink()

@@ -93,7 +93,8 @@ def test_what_is_kept_of_a_draw_needs_no_store_any_more(config_path: Path, tmp_p
     np.testing.assert_allclose(kept["heat_map"], (k / scale / scale[:, None])[np.ix_(order, order)], rtol=1e-6)
     after = collect(table_of(config_path, tmp_path))
     assert after.results == before.results
-    np.testing.assert_array_equal(after.heat_map.k, before.heat_map.k)
+    for cell, draws in before.arrays.items():
+        np.testing.assert_array_equal(after.arrays[cell][0]["heat_map"], draws[0]["heat_map"])
 
 
 def test_a_finished_cell_asks_for_no_tile_unless_all_are_wanted(config_path: Path, tmp_path: Path, monkeypatch):
@@ -109,10 +110,10 @@ def test_a_heat_map_is_small(config_path: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(stage, "HEAT_MAP_IMAGES", 8)
     table = prepared(config_path, tmp_path)
     solve(table)
-    found = collect(table).heat_map
-    assert found.k.shape == (8, 8)
-    assert list(found.y) == sorted(found.y)
-    np.testing.assert_allclose(np.diagonal(found.k), 1, rtol=1e-6)
+    found = collect(table).arrays["CNTK-GAP-40", 3][0]
+    assert found["heat_map"].shape == (8, 8)
+    assert list(found["heat_map_label"]) == sorted(found["heat_map_label"])
+    np.testing.assert_allclose(np.diagonal(found["heat_map"]), 1, rtol=1e-6)
 
 
 def test_nothing_is_solved_twice_and_a_new_ridge_only_what_it_changes(config_path: Path, tmp_path: Path):

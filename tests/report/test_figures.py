@@ -1,52 +1,97 @@
-"""Figures and the page: pure functions of records."""
+"""The line figures: pure functions of records."""
 
-import numpy as np
+from itertools import pairwise
+from xml.etree import ElementTree
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from exact_ntk.records import Results
-from exact_ntk.report import figures
-from exact_ntk.report.figures import accuracy_figure, curves_figure, gram_figure, width_figure
-from exact_ntk.report.page import page
-from tests.made_up import with_networks
-
-PNG = b"\x89PNG\r\n"
-
-
-def test_figures_are_png_and_the_same_for_the_same_records(results: Results):
-    assert accuracy_figure(results).startswith(PNG)
-    assert accuracy_figure(results) == accuracy_figure(results)
-    k = np.eye(6) + 0.1
-    assert gram_figure(k, np.array([0, 1, 0, 1, 1, 2]), ("a", "b", "c"), "title").startswith(PNG)
+from exact_ntk.report.drawing import Drawing, apart, standalone
+from exact_ntk.report.figures import (
+    accuracy_drawing,
+    beside_kernel,
+    curves_drawing,
+    difference_drawing,
+    drawings,
+    learning_drawing,
+    width_drawing,
+)
+from tests.made_up import replaced, with_networks
 
 
-def test_networks_are_drawn_against_width_beside_their_own_kernel(results: Results):
+def texts(drawing: Drawing) -> list[str]:
+    return ["".join(element.itertext()) for p in drawing.panels for element in ElementTree.fromstring(p.svg).iter()]
+
+
+def test_figures_are_the_same_for_the_same_records(results: Results):
     nets = with_networks(results, (16, 8))
-    ((readout, by_width, kernel),) = figures._width_lines(nets)
-    assert (readout, [r.width for r in by_width], kernel.column) == ("gap", [8, 16], "CNTK-GAP")
-    assert width_figure(nets).startswith(PNG)
+    assert drawings(nets) == drawings(nets)
+    assert [d.name for d in drawings(nets)] == ["accuracy", "difference", "width", "curves"]
+    assert "prefers-color-scheme" in standalone(drawings(nets)[0].panels[0].svg)
+
+
+def test_accuracy_is_drawn_a_panel_a_readout_each_line_named_at_its_end(results: Results):
+    drawing = accuracy_drawing(results)
+    assert [p.name for p in drawing.panels] == ["accuracy-vanilla", "accuracy-gap"]
+    assert "CNTK-GAP" in texts(drawing)
+    assert "CNTK-GAP from 70.12 at 3" in drawing.panels[1].words
+    assert "Hollow: the paper" in drawing.caption
+    assert drawing.rows[1:] == [["CNTK-GAP", 3, 70.123, 0.5], ["CNTK-V", 3, 40.0, 0.5]]
+
+
+def test_networks_are_drawn_beside_their_own_kernel(results: Results):
+    nets = with_networks(results, (16, 8))
+    assert [(n.width, k.column) for n, k in beside_kernel(nets)] == [(16, "CNTK-GAP"), (8, "CNTK-GAP")]
+    row = difference_drawing(nets).rows[1]
+    assert row[:3] == ["net-w16", "CNTK-GAP", 3]
+    assert row[3:] == pytest.approx([66 - 70.123, 0.5 * 2**0.5])
+    assert [row[2:4] for row in width_drawing(nets).rows[1:]] == [[8, 58.0], [16, 66.0]]
+    assert "CNTK, L = 3" in texts(width_drawing(nets))
 
 
 @pytest.mark.parametrize("other", [{"train": {"n": 99}}, {"train_last": True}, {"test": {"n": 6}}])
 def test_a_kernel_of_other_images_or_trained_ends_is_not_the_networks_limit(results: Results, other: dict):
     nets = with_networks(results, (8, 16), **other)
-    ((_, _, kernel),) = figures._width_lines(nets)
-    assert kernel is None
-    assert width_figure(nets).startswith(PNG)
+    assert difference_drawing(nets) is None
+    assert "CNTK, L = 3" not in texts(width_drawing(nets))
 
 
-def test_there_is_no_width_figure_for_one_width_and_no_curves_without_networks(results: Results):
-    assert curves_figure(results) is None
-    assert width_figure(results) is None
+def test_what_there_is_nothing_of_is_not_drawn(results: Results):
+    assert [d.name for d in drawings(results)] == ["accuracy"]
     one = with_networks(results, (8,))
-    assert width_figure(one) is None
-    assert curves_figure(one).startswith(PNG)
-    assert curves_figure(one) == curves_figure(one)
+    assert width_drawing(one) is None
+    assert drawings(results.model_copy(update={"records": []})) == []
 
 
-def test_the_page_is_one_file_and_escapes_text(results: Results):
-    provenance = {"report": {"device": "<cpu>", "threads": 2, "versions": {"torch": "2"}}}
-    html = page(results, provenance, {"a < b": PNG})
-    assert "a &lt; b" in html
-    assert "&lt;cpu&gt;" in html
-    assert 'src="data:image/png;base64,' in html
-    assert "http" not in html
+def test_curves_hold_every_epoch_of_every_seed_and_an_empty_run_draws_nothing(results: Results):
+    nets = with_networks(results, (8,))
+    drawing = curves_drawing(nets)
+    assert len(drawing.panels) == 3
+    assert [row[2:4] for row in drawing.rows[1:]] == [[0, 1], [0, 2], [1, 1]]
+    empty = nets.records[-1].runs[0].history.model_copy(update={"loss": [], "train_accuracy": []})
+    runs = [run.model_copy(update={"history": empty}) for run in nets.records[-1].runs]
+    assert len(curves_drawing(replaced(nets, "net-w8", runs=runs)).panels) == 3
+
+
+def test_columns_that_differ_in_n_alone_give_a_learning_curve(results: Results):
+    assert learning_drawing(results) is None
+    small = {**results.config["columns"][0], "name": "small", "train": {"n": 100, "draws": 1}}
+    record = results.records[0].model_copy(update={"column": "small", "n_train": 100, "accuracy": 50.0})
+    more = results.model_copy(
+        update={
+            "config": {**results.config, "columns": [*results.config["columns"], small]},
+            "records": [*results.records, record],
+        }
+    )
+    assert [row[2:4] for row in learning_drawing(more).rows[1:]] == [[100, 50.0], [2000, 70.123]]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_names_are_apart_in_the_order_of_their_lines(places: list[float]):
+    moved = apart(places, 0.1)
+    order = sorted(range(len(places)), key=places.__getitem__)
+    steps = [moved[b] - moved[a] for a, b in pairwise(order)]
+    assert all(step > 0.1 - 1e-9 for step in steps)
+    assert max(moved) <= 1

@@ -4,7 +4,7 @@ import csv
 import io
 
 from exact_ntk.records import Divergence, Results
-from exact_ntk.report.tables import csv_table, grid, markdown_table, notes, text_table
+from exact_ntk.report.tables import csv_table, grid, latex_table, markdown_table, notes, text_table
 from tests.made_up import DRAW, replaced, with_networks
 
 
@@ -82,3 +82,13 @@ def test_csv_has_a_line_a_cell(results: Results):
         ("CNTK-V", "3", "", "0.0", ""),
         ("net-w8", "3", "", "", "2"),
     ]
+
+
+def test_latex_is_a_tabular_with_every_sign_escaped(results: Results):
+    assert r"3 & 70.12 $\pm$ 0.50 (70.47) & 40.00 $\pm$ 0.50\textsuperscript{\dag} \\" in latex_table(results)
+    heads = [c.model_copy(update={"name": "50 %_a" if c.name == "CNTK-V" else c.name}) for c in results.columns]
+    lines = latex_table(results.model_copy(update={"columns": heads})).splitlines()
+    assert r"\begin{tabular}{rrr}" in lines
+    assert r"depth & CNTK-GAP & 50 \%\_a \\" in lines
+    assert r"4 & -- (75.93) &  \\" in lines
+    assert all(sign.isascii() for sign in "".join(lines))
