@@ -197,6 +197,20 @@ def report(
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A results folder, such as results/digits.", callback=_expanded)],
+    second: Annotated[Path, typer.Argument(help="Another.", callback=_expanded)],
+) -> None:
+    """Two tables side by side: cells of one column and depth, their difference and its error, differing config fields.
+
+    Reads results.json alone.
+    """
+    from exact_ntk.report import compare as tables
+
+    print(tables.compare(*map(tables.read_results, (first, second))))
+
+
+@app.command()
 def status(
     config: ConfigName = "digits",
     overrides: Overrides = None,

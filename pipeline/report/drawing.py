@@ -97,7 +97,7 @@ def _name_lines(axis: Any, lines: Sequence[Line], height: float) -> None:
     named = [line for line in lines if line.x and len(line.x[0])]
     if not named:
         return
-    axis.figure.draw_without_rendering()
+    axis.get_ylim()  # sets the limits that are still to follow the data
     ends = [max((x[-1], y[-1]) for x, y in zip(line.x, line.y, strict=True)) for line in named]
     inverse = axis.transAxes.inverted()
     at = [float(inverse.transform(axis.transData.transform(end))[1]) for end in ends]

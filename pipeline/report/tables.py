@@ -200,14 +200,18 @@ def markdown_table(results: Results) -> str:
 
 def text_table(results: Results) -> str:
     """The table for a terminal."""
-    header, rows = grid(results)
+    return "\n".join([aligned(*grid(results)), "", *notes(results)])
+
+
+def aligned(header: list[str], rows: list[list[str]]) -> str:
+    """Header, rule and rows in columns, for a terminal."""
     widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
 
     def line(row: list[str]) -> str:
         return "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
 
     rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(header), rule, *map(line, rows), "", *notes(results)])
+    return "\n".join([line(header), rule, *map(line, rows)])
 
 
 def csv_table(results: Results) -> str:

@@ -418,3 +418,13 @@ def test_bench_and_verify_refuse_a_folder_before_they_measure(folder: Path):
     (folder / "file").write_text("")
     assert_one_line(ntk(folder, "bench", "--results", "file"), "file/bench")
     assert_one_line(ntk(folder, "verify", "--quick", "--results", "/proc/none"), "/proc/none")
+
+
+def test_two_tables_are_compared_and_a_folder_without_one_is_a_line(finished: Path):
+    done = ntk(finished, "compare", "results/tiny", "results/tiny")
+    assert done.returncode == 0
+    assert done.stdout.count("+0.00 ± ") == 3
+    wrong = ntk(finished, "compare", "results/tiny", "results/nowhere")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: results/nowhere holds no results.json: name a folder that `ntk report")
+    assert wrong.stderr.count("\n") == 1
