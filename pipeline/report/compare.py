@@ -43,7 +43,7 @@ def compare(one: Results, other: Results) -> str:
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The config fields that differ, with both values; columns are matched by name, and one that is not there is one field."""
+    """The config fields that differ, with both values; columns are matched by name, one that lacks is one field."""
     a, b = dict(_fields(one, other)), dict(_fields(other, one))
     return [(k, a.get(k, ABSENT), b.get(k, ABSENT)) for k in {**a, **b} if a.get(k, ABSENT) != b.get(k, ABSENT)]
 

@@ -59,8 +59,8 @@ def _readouts(results: Results) -> str | None:
     p = max(results.paired, key=sureness)
     same = sum(q.difference * p.difference > 0 for q in results.paired)
     return (
-        f"On the same images {p.column} is {_ahead(p.difference)} {p.minus} by {abs(p.difference):.2f} ± "
-        f"{p.standard_error:.2f} points at depth {p.depth} ({sureness(p):.1f} standard errors), the surest of "
+        f"On the same images {p.column} is {_ahead(p.difference, p.standard_error)} {p.minus} by "
+        f"{abs(p.difference):.2f} ± {p.standard_error:.2f} points at depth {p.depth} ({sureness(p):.1f} standard errors), the surest of "
         f"{_count(len(results.paired), 'comparison')} of readouts, {same} with that sign."
     )
 
@@ -72,7 +72,7 @@ def _networks(results: Results) -> str | None:
     net, kernel = max(pairs, key=lambda pair: abs(pair[0].accuracy - pair[1].accuracy) / unpaired_error(*pair))
     gap, error = net.accuracy - kernel.accuracy, unpaired_error(net, kernel)
     return (
-        f"{net.column} at depth {net.depth} is {_ahead(gap)} {kernel.column}, the kernel it tends to, by "
+        f"{net.column} at depth {net.depth} is {_ahead(gap, error)} {kernel.column}, the kernel it tends to, by "
         f"{abs(gap):.2f} ± {error:.2f} points ({abs(gap) / error:.1f} standard errors), the surest of "
         f"{_count(len(pairs), 'comparison')} of network and kernel."
     )
@@ -91,8 +91,8 @@ def _depth(results: Results) -> str:
     return "There is nothing to compare it with: no published value, no counterpart and no other depth."
 
 
-def _ahead(gap: float) -> str:
-    return "ahead of" if gap >= 0 else "behind"
+def _ahead(gap: float, error: float) -> str:
+    return "not surely " * (abs(gap) < 2 * error) + ("ahead of" if gap >= 0 else "behind")
 
 
 def _count(n: int, thing: str) -> str:

@@ -26,6 +26,8 @@ def test_without_published_values_readouts_are_compared_then_networks_then_depth
     assert (
         "net-w8 at depth 3 is behind CNTK-GAP, the kernel it tends to, by 12.12" in found(with_networks(alone, (8,)))[1]
     )
+    doubtful = [plain.paired[0].model_copy(update={"standard_error": 2.7})]
+    assert "is not surely ahead of CNTK-V by 5.20" in found(plain.model_copy(update={"paired": doubtful}))[1]
     deep = alone.records[0].model_copy(update={"depth": 4, "accuracy": 72.0})
     assert (
         "From depth 3 to 4 the accuracy of CNTK-GAP changes by +1.88 points"
