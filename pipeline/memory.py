@@ -17,9 +17,10 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "M
 def parse_bytes(text: str, option: str) -> int:
     """8GB (8e9 bytes), 7.5GiB (of 2^30) or a plain number of bytes. Raises ConfigError, naming the option."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?|)B?\s*", text.upper())
-    if match is None or not float(match[1]):
+    size = float(match[1]) * UNITS[match[2]] if match else 0.0
+    if not 1 <= size < math.inf:
         raise ConfigError(f"{option} {text}: should be a size such as 8GB or 7.5GiB")
-    return int(float(match[1]) * UNITS[match[2]])
+    return int(size)
 
 
 def gigabytes(count: float) -> str:

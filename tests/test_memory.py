@@ -15,7 +15,7 @@ def test_sizes(text: str, count: int):
     assert memory.parse_bytes(text, "--memory") == count
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "8 potatoes", "0", "1e9", "nan"])
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "8 potatoes", "0", "0.1", "9" * 400, "1e9", "nan"])
 def test_what_is_no_size_is_named(text: str):
     with pytest.raises(ConfigError, match=f"--memory {text}: should be a size such as 8GB"):
         memory.parse_bytes(text, "--memory")
