@@ -209,7 +209,7 @@ def read_labels(file: str, key: str, y: np.ndarray, images: int) -> np.ndarray:
     if y.dtype.kind in "US":
         if y.ndim == 2:
             raise DataError(f"{name} should hold one class an image, not {y.dtype} of shape {shape}")
-        return np.char.decode(y, "utf-8", "replace") if y.dtype.kind == "S" else y
+        return np.char.decode(y, "utf-8", "backslashreplace") if y.dtype.kind == "S" else y
     if y.ndim == 2:
         return _hot(name, key, y)
     if y.dtype.kind == "f":

@@ -169,6 +169,8 @@ def test_labels_without_doubt_are_classes(y: np.ndarray):
 def test_names_stay_names_and_bytes_become_them():
     assert read_labels("f", "y", np.array(["eel", "cat"]), 2).tolist() == ["eel", "cat"]
     assert read_labels("f", "y", np.array([b"eel", b"cat"]), 2).tolist() == ["eel", "cat"]
+    latin = np.array([b"caf\xe9", b"caf\xe8"])  # no UTF-8, and two classes nevertheless
+    assert len(set(read_labels("f", "y", latin, 2))) == 2
     assert read_labels("f", "y", np.array([True, False]), 2).tolist() == [1, 0]
 
 
