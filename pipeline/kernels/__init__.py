@@ -138,12 +138,16 @@ def _write(
 def _checked_out(out: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
     if out is None:
         return torch.empty(shape, dtype=torch.float64, device=device)
+    if not isinstance(out, Tensor):
+        raise ValueError(f"out must be a tensor, not {type(out).__name__}")
     here = out.device.type == device.type and device.index in (None, out.device.index)
     if out.shape != shape or out.dtype != torch.float64 or not here or out.stride(-1) != 1:
         raise ValueError(
             f"out must be a float64 tensor {shape} on {device} with contiguous rows, not {out.dtype} "
             f"{tuple(out.shape)} on {out.device} with strides {out.stride()}"
         )
+    if any(stride == 0 for stride, size in zip(out.stride(), shape, strict=True) if size > 1):
+        raise ValueError(f"out must have memory for every entry, not be expanded to strides {out.stride()}")
     return out
 
 

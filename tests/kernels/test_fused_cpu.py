@@ -313,6 +313,10 @@ def test_a_kernel_goes_where_it_is_told():
     for wrong in (out[:1], out.float(), torch.empty(2, 3, 3, 5, dtype=torch.float64).mT):
         with pytest.raises(ValueError, match="out must be a float64 tensor"):
             fused(x, y, out=wrong, **options)
+    with pytest.raises(ValueError, match="out must be a tensor, not ndarray"):
+        fused(x, y, out=expected.numpy(), **options)
+    with pytest.raises(ValueError, match="out must have memory for every entry"):
+        fused(x, y, out=torch.empty_like(expected[:1]).expand_as(expected), **options)
     reference = cntk(x, y, backend="reference", out=torch.empty_like(expected), **options)
     assert torch.equal(reference, cntk(x, y, backend="reference", **options))
 
