@@ -17,8 +17,8 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 log = logging.getLogger("ntk")
-STAGES = "run|download|compute-gram|solve|train-cnn|report|status"
-NO_RUNS, WITH_RESULTS, WITH_MEMORY = ("download",), ("run", "report"), ("run", "solve")
+STAGES = "run|download|compute-gram|solve|train-cnn|report|status|plan"
+NO_RUNS, WITH_RESULTS, WITH_MEMORY = ("download",), ("run", "report"), ("run", "solve", "plan")
 
 _typed: tuple[str, tuple[str, ...], Path | None, Path | None, str | None, str | None] | None = None
 

@@ -223,6 +223,21 @@ def status(
 
 
 @app.command()
+def plan(
+    config: ConfigName = "digits",
+    overrides: Overrides = None,
+    runs: Runs = RUNS,
+    device: Device = "auto",
+    memory: Memory = None,
+) -> None:
+    """What is still to compute, column by column: work, time at rates measured here, files, disk and memory.
+
+    Says what does not fit and what would make it fit. Computes and writes nothing.
+    """
+    _stages().begin(config, overrides, runs, RESULTS, device, quiet=True, memory=memory).plan()
+
+
+@app.command()
 def verify(
     quick: Annotated[bool, typer.Option("--quick", help="Smaller widths: two minutes on two cores.")] = False,
     results: Results = RESULTS,

@@ -81,7 +81,6 @@ class Session:
         log.debug(f"computing with {table.backends}")  # raises where nothing can
         if table.images.dropped:
             log.info(f"{len(table.images.dropped)} copies among the training images were dropped")
-        self.workspace.run.mkdir(parents=True, exist_ok=True)
         return Filler(table.images, table.shelf, self.device, self.workspace.config.gram.tile)
 
     def run(self) -> None:
@@ -93,6 +92,8 @@ class Session:
             require_writable(folder)
         self.download()
         self.workspace.save_config()
+        for line in self._forecast():
+            log.info(line)
         failed: NtkError | None = None
         for name in dict.fromkeys(cell.name for cell in self.table.kernel_cells):
             self._fill(name)
@@ -111,6 +112,16 @@ class Session:
             failed = failed or error
         if failed:
             raise failed
+
+    def plan(self) -> None:
+        """What is still to compute and what that takes here; writes nothing."""
+        for line in self._forecast():
+            print(pasteable(line))
+
+    def _forecast(self) -> list[str]:
+        from exact_ntk.forecast import forecast
+
+        return forecast(self.table, lambda: self.filler, self.memory).lines(self.workspace.run)
 
     def download(self) -> None:
         """The data set."""

@@ -29,11 +29,16 @@ def gigabytes(count: float) -> str:
     return f"{math.ceil(count / unit * 10) / 10:,.1f} {name}"
 
 
-def default_memory(device: torch.device) -> int:
-    """The share of the GPU's memory, or of the host's as far as its cgroup lets this process have it, in bytes."""
+def memory_limit(device: torch.device) -> int:
+    """The GPU's memory, or the host's as far as its cgroup lets this process have it, in bytes."""
     if device.type == "cuda":
-        return int(SHARE * torch.cuda.get_device_properties(device).total_memory)
-    return int(SHARE * cgroup.memory_limit())
+        return torch.cuda.get_device_properties(device).total_memory
+    return cgroup.memory_limit()
+
+
+def default_memory(device: torch.device) -> int:
+    """What a stage may take unless the user says otherwise: a share of the limit, in bytes."""
+    return int(SHARE * memory_limit(device))
 
 
 def peak_resident() -> int:

@@ -1,6 +1,7 @@
 """Progress with rate and time left: a bar on a terminal, a line every so often anywhere else."""
 
 import sys
+from datetime import timedelta
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -21,6 +22,11 @@ class _Lines:
 
     def flush(self) -> None:
         self.stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """75 -> 0:01:15; at least a second."""
+    return str(timedelta(seconds=max(1, round(seconds))))
 
 
 def progress(description: str, total: int, unit: str, **options: Any) -> tqdm:

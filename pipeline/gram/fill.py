@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from exact_ntk.gram import store
 from exact_ntk.gram.plan import (
     DTYPES,
     LARGEST_TILE_BYTES,
-    SECONDS_A_FILE,
     Fill,
     Request,
+    Share,
     Shelf,
     Source,
     elsewhere,
@@ -36,7 +35,7 @@ from exact_ntk.gram.plan import (
 )
 from exact_ntk.gram.store import Array, Tile, TileLock, array_name, check_space, other_formats
 from exact_ntk.kernels import Pass, cntk_pass, require_memory
-from exact_ntk.progress import progress
+from exact_ntk.progress import duration, progress
 from exact_ntk.provenance import add_provenance
 
 # On a GPU: one thread writes 0.5 GB/s or so, less than vanilla tiles are made of.
@@ -149,25 +148,34 @@ class Filler:
             known = {id(request) for request in requests}
             requests = [*requests, *(r for r in self._discard_damaged(repair) if id(r) not in known)]
         wanted = list(requests if first is None else first)
-        fills = plan_fills(requests, self.shelf, lambda source: self._rate(source, requests), self.side)
-        mine = [(fill, self._share(fill, wanted, shard)) for fill in fills]
-        check_space(
-            self.shelf.folder,
-            sum(len(fill.work[tile]) * fill.store.shape.chunk_bytes for fill, tiles in mine for tile in tiles),
-            sum(len(fill.work[tile]) for fill, tiles in mine for tile in tiles),
-        )
-        for fill, tiles in mine:
-            self._say(fill, tiles, requests)
-            if tiles:
-                for array in fill.needed:
-                    fill.store.add(array)
-                _Filling(fill, tiles, self._computer(fill.source), self.shelf).run()
-        return sum(fill.files - sum(len(fill.work[t]) for t in tiles) for fill, tiles in mine if first is None)
+        self.shelf.folder.mkdir(parents=True, exist_ok=True)
+        fills = plan_fills(requests, self.shelf, lambda source: self.rate(source, requests), self.side)
+        mine = [self._share(fill, wanted, shard) for fill in fills]
+        check_space(self.shelf.folder, sum(share.bytes for share in mine), sum(share.files for share in mine))
+        for share in mine:
+            self._say(share, requests)
+            if share.tiles:
+                for array in share.fill.needed:
+                    share.fill.store.add(array)
+                _Filling(share.fill, share.tiles, self._computer(share.fill.source), self.shelf).run()
+        return sum(share.fill.files - share.files for share in mine if first is None)
 
-    def _share(self, fill: Fill, wanted: Sequence[Request], shard: tuple[int, int]) -> list[Tile]:
+    def plan(self, requests: Sequence[Request]) -> list[Fill]:
+        """What `fill` would do. Makes nothing: a store that is not there yet can only be asked for its place."""
+        shelf = Shelf(self.shelf.folder, self.shelf.image_index, read_only=True)
+        return plan_fills(requests, shelf, lambda source: self.rate(source, requests), self.side)
+
+    def entry_layers(self, share: Share) -> int:
+        """The work in a share's pairs."""
+        height, width = self.images.x.shape[2:]
+        computer, shape = self._computer(share.fill.source), share.fill.store.shape
+        jobs = ((shape.pairs(tile), computer.job(share.fill.work[tile])) for tile in share.tiles)
+        return sum(job.entry_layers(pairs, height, width) for pairs, job in jobs)
+
+    def _share(self, fill: Fill, wanted: Sequence[Request], shard: tuple[int, int]) -> Share:
         asked = {id(request) for request in wanted}
         reads = set().union(*(r.tiles(fill.store.shape) for r in fill.requests if id(r) in asked), set())
-        return [tile for tile in fill.work if tile in reads and shard_of(tile, shard[1]) == shard[0]]
+        return Share(fill, [tile for tile in fill.work if tile in reads and shard_of(tile, shard[1]) == shard[0]])
 
     def _computer(self, source: Source) -> TileComputer:
         name = fingerprint(source.fields)
@@ -175,7 +183,7 @@ class Filler:
             self._computers[name] = TileComputer(source, self.images, self.device)
         return self._computers[name]
 
-    def _rate(self, source: Source, requests: Sequence[Request]) -> float:
+    def rate(self, source: Source, requests: Sequence[Request]) -> float:
         """Pairs/s of a source, over every array that it may hold for some request."""
         arrays = sorted({r.array for r in requests if source in r.sources})
         key = (fingerprint(source.fields), *arrays)
@@ -208,21 +216,21 @@ class Filler:
             found += [r for r in requests if any(a == r.array and t in r.tiles(gram.shape) for a, t in bad)]
         return found
 
-    def _say(self, fill: Fill, mine: Sequence[Tile], requests: Sequence[Request]) -> None:
+    def _say(self, mine: Share, requests: Sequence[Request]) -> None:
         """One line a store, and once which other stores there are."""
+        fill = mine.fill
         shape, source = fill.store.shape, fill.source
         tiles = set().union(*fill.needed.values())
         line = (
             f"{'/'.join(fill.columns)}: {fill.store.path.name}, {source.backend} {source.dtype}, {len(tiles)} tiles of "
             f"{shape.side} x {shape.side} images stored in {shape.stored}, {len(tiles) - len(fill.work)} done"
         )
-        if mine:
-            pairs, files = sum(shape.pairs(t) for t in mine), sum(len(fill.work[t]) for t in mine)
-            rate = self._rate(source, requests)
-            seconds = timedelta(seconds=max(1, round(pairs / rate + files * SECONDS_A_FILE)))
-            line += f"; {pairs:,} pairs and {files:,} files left, about {seconds} at {rate:.3g} pairs/s"
+        if mine.tiles:
+            rate = self.rate(source, requests)
+            line += f"; {mine.pairs:,} pairs and {mine.files:,} files left, about {duration(mine.seconds(rate))} at "
+            line += f"{rate:.3g} pairs/s"
         self._once(line)
-        if mine and not any(fill.store.finished(array) for array in fill.needed):
+        if mine.tiles and not any(fill.store.finished(array) for array in fill.needed):
             self._say_where_else(fill)
 
     def _say_where_else(self, fill: Fill) -> None:

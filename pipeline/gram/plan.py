@@ -1,6 +1,7 @@
 """Which kernel values are asked for, which stores may hold them, and which tiles are still to compute."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,24 +115,27 @@ class Request:
 
 
 class Shelf:
-    """The Gram stores of a run's folder, for one order of images."""
+    """The Gram stores of a run's folder, for one order of images.
 
-    def __init__(self, folder: Path, image_index: np.ndarray):
-        self.folder, self.image_index = folder, image_index
-        self.read_only = False  # then a store whose metadata are lost is passed over, not mended
+    read_only: nothing is made: a store whose metadata are lost is passed over, not mended.
+    """
+
+    def __init__(self, folder: Path, image_index: np.ndarray, read_only: bool = False):
+        self.folder, self.image_index, self.read_only = folder, image_index, read_only
         self._opened: dict[Path, GramStore] = {}
 
     def stores(self, source: Source) -> list[GramStore]:
         """The stores of a source, the largest side first."""
         sides = stores.sides_in(self.folder, source.fields)
         if self.read_only:
-            there = (stores.store_path(self.folder, source.fields, side) / "zarr.json" for side in sides)
-            sides = [side for side, path in zip(sides, there, strict=True) if path.exists()]
+            sides = [s for s in sides if stores.is_made(stores.store_path(self.folder, source.fields, s))]
         return [self.store(source, side) for side in sides]
 
     def store(self, source: Source, side: int) -> GramStore:
-        """The store of a source in tiles of a side, made if it is not there."""
+        """The store of a source in tiles of a side, made if it is not there and this shelf is not read-only."""
         path = stores.store_path(self.folder, source.fields, side)
+        if self.read_only and not stores.is_made(path):
+            return GramStore(path, source.fields, stores.shape_of(source.fields, side))
         if path not in self._opened:
             self._opened[path] = stores.make(self.folder, source.fields, side, self.image_index)
         return self._opened[path]
@@ -233,6 +237,47 @@ class Fill:
         return sum(map(len, self.work.values()))
 
 
+@dataclass(frozen=True)
+class Share:
+    """Some of a Fill's missing tiles."""
+
+    fill: Fill
+    tiles: list[Tile]
+
+    @property
+    def pairs(self) -> int:
+        """Image pairs to compute."""
+        return sum(map(self.fill.store.shape.pairs, self.tiles))
+
+    @property
+    def files(self) -> int:
+        """Chunks to write: one for each array that lacks a tile."""
+        return sum(len(self.fill.work[tile]) for tile in self.tiles)
+
+    @property
+    def bytes(self) -> int:
+        """What these files take on disk."""
+        return self.files * self.fill.store.shape.chunk_bytes
+
+    def seconds(self, rate: float) -> float:
+        """How long that takes at `rate` pairs/s."""
+        return self.pairs / rate + self.files * SECONDS_A_FILE
+
+
+def shares(fills: Sequence[Fill], requests: Sequence[Request]) -> dict[str, list[Share]]:
+    """For each column, in the order of `requests`, the missing tiles that no column before it reads."""
+    found: dict[str, list[Share]] = {request.column: [] for request in requests}
+    for fill in fills:
+        left = dict.fromkeys(fill.work)
+        for column, mine in found.items():
+            reads = set().union(*(r.tiles(fill.store.shape) for r in fill.requests if r.column == column))
+            tiles = [tile for tile in left if tile in reads]
+            if tiles:
+                mine.append(Share(fill, tiles))
+            left = {tile: None for tile in left if tile not in reads}
+    return found
+
+
 def plan_fills(
     requests: Sequence[Request], shelf: Shelf, rate: Callable[[Source], float], side: int | str = "auto"
 ) -> list[Fill]:
@@ -252,7 +297,8 @@ def plan_fills(
     for name, group in open_requests.items():
         pace = rate(group[0].sources[0])
         # Measured first, chosen under a lock: processes that start together agree on one store.
-        with locked(shelf.folder / "locks" / f"gram-{name}"):
+        lock = shelf.folder / "locks" / f"gram-{name}"
+        with nullcontext() if shelf.read_only else locked(lock):
             source, store = _choose(group, shelf, pace, side)
         fill = fills.setdefault(store.path, Fill(source, store))
         for request in group:

@@ -77,6 +77,12 @@ def array_name(array: Array) -> str:
     return f"{readout}-L{depth}"
 
 
+def shape_of(fields: dict[str, Any], side: int) -> Shape:
+    """The grid of the store of these fingerprint fields in tiles of this side."""
+    train, test = fields["train_images"], fields["test_images"]
+    return Shape(train + test, train, side, fields.get("stored", "float64"))
+
+
 def store_path(folder: Path, fields: dict[str, Any], side: int) -> Path:
     """Where the store of these fingerprint fields in tiles of this side lies in a run's folder."""
     return folder / f"gram-{fingerprint(fields)}-{side}"
@@ -100,9 +106,9 @@ def make(folder: Path, fields: dict[str, Any], side: int, image_index: np.ndarra
     index in the data set. Raises StoreError, naming the field, where what is there belongs to other fields.
     """
     path = store_path(folder, fields, side)
-    if not _is_made(path):
+    if not is_made(path):
         with _making(path):
-            if not _is_made(path):
+            if not is_made(path):
                 _make(path, fields, side, image_index)
     return open(path, fields)
 
@@ -118,7 +124,8 @@ def _making(path: Path) -> Iterator[None]:
         yield
 
 
-def _is_made(path: Path) -> bool:
+def is_made(path: Path) -> bool:
+    """Whether a store's metadata are there."""
     return (path / "zarr.json").exists() and (path / "image_index" / "zarr.json").exists()
 
 
@@ -153,8 +160,7 @@ def open(path: Path | str, fields: dict[str, Any] | None = None) -> "GramStore":
         if attributes.get("format") != FORMAT:
             raise StoreError(f"{path}: has format {attributes.get('format')}, not {FORMAT}; {ADVICE}")
         found, side = attributes["fields"], int(attributes["side"])
-        stored = found.get("stored", "float64")
-        shape = Shape(found["train_images"] + found["test_images"], found["train_images"], side, stored)
+        shape = shape_of(found, side)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path}: not a Gram store, or its metadata are damaged ({error}); {ADVICE}") from error
     expected = found if fields is None else fields
@@ -195,7 +201,7 @@ class DamagedTile(StoreError):
 
 
 class GramStore:
-    """One open store; see `make` and `open`."""
+    """One open store, see `make` and `open`; or, made by itself, one that is not there and has no finished tile."""
 
     def __init__(self, path: Path, fields: dict[str, Any], shape: Shape):
         self.path = path
@@ -433,17 +439,22 @@ class GramStore:
             lock.release()
 
 
+def free_space(folder: Path) -> tuple[int, int | None]:
+    """Bytes and inodes that are free where a folder is or would be; None where inodes are made as they are needed."""
+    disk = os.statvfs(next(place for place in (folder, *folder.absolute().parents) if place.exists()))
+    return disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else None
+
+
 def check_space(folder: Path, need: int, files: int) -> None:
     """Raise NtkError unless the folder's disk has room for so many bytes and files."""
-    disk = os.statvfs(folder)
-    free = disk.f_bavail * disk.f_frsize
+    free, inodes = free_space(folder)
     advice = "make room, or give another folder with --runs"
     if need > free:
         raise NtkError(
             f"{folder}: the missing tiles need {need / 1e6:,.1f} MB, and the disk has {free / 1e6:,.1f} MB free: "
             f"{advice}"
         )
-    if disk.f_files and files > disk.f_favail:  # file systems that make inodes as they go state none
+    if inodes is not None and files > inodes:
         raise NtkError(
-            f"{folder}: the missing tiles need {files:,} files and the disk has {disk.f_favail:,} inodes free: {advice}"
+            f"{folder}: the missing tiles need {files:,} files and the disk has {inodes:,} inodes free: {advice}"
         )

@@ -160,6 +160,11 @@ class NetworkCell:
         label = f"{self.column.readout}-L{self.depth}-w{self.column.width}-lr_max"
         return self.folder / f"{label}-{fingerprint(self._largest_lr_fields())}.json"
 
+    @property
+    def searches(self) -> bool:
+        """Whether its largest stable learning rate is needed and not known yet."""
+        return self.column.lr_unit == "max" and not self.largest_lr_path.exists()
+
     def largest_lr(self, device: torch.device) -> LargestRate:
         """The largest stable learning rate of the seed-0 network, computed once and kept, or why there is none."""
         path = self.largest_lr_path

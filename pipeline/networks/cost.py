@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from exact_ntk.networks import lr
 from exact_ntk.networks.cnn import CNN
@@ -22,6 +23,7 @@ from exact_ntk.networks.training import (
 
 # A step this long is long enough to extrapolate from; larger batches are then not tried.
 LONG_STEP = 0.5
+NARROW = 16
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,38 @@ def training_bytes(net: CNN, setting: Setting, data: TrainingData) -> int:
     return pixels + 4 * weights + max(step, evaluation)
 
 
+@dataclass(frozen=True)
+class Count:
+    """What a run takes by formula. flops: of a training step, an image; search_flops: of a step of the search for the
+    largest stable learning rate, an image; memory: bytes at once, on the device."""
+
+    flops: int
+    search_flops: int
+    memory: int
+
+
+def count_cost(setting: Setting, data: TrainingData) -> Count:
+    """Counted on a network without weights."""
+    with torch.device("meta"):
+        net = make_network(setting, data)
+    height, width = data.x.shape[2:]
+    flops = training_flops(net, height, width)
+    return Count(flops, _search_flops(setting, data, flops), training_bytes(net, setting, data))
+
+
+def _search_flops(setting: Setting, data: TrainingData, flops: int) -> int:
+    """As torch counts them on one image: which products a backward pass of a backward pass takes is autograd's choice.
+
+    Of a wide network in the proportion of a narrow one.
+    """
+    net = make_network(replace(setting, width=min(setting.width, NARROW)), data)
+    weights = [w for w in net.parameters() if w.requires_grad]
+    x = torch.zeros(1, *data.x.shape[1:])
+    with FlopCounterMode(display=False) as counter:
+        lr.gram_times(net, x, weights, torch.zeros(sum(w.numel() for w in weights)))
+    return round(flops * counter.get_total_flops() / training_flops(net, *x.shape[2:]))
+
+
 def measure_cost(setting: Setting, data: TrainingData) -> Cost:
     """The cost of a run, from a few steps of a network of its own at learning rate 0."""
     net = build_network(setting, data)
@@ -116,7 +150,8 @@ def measure_rate_search(setting: Setting, data: TrainingData) -> float:
 
 def largest_batch(setting: Setting, data: TrainingData, memory: int) -> int | None:
     """The largest power of two below the batch size with which a run takes at most `memory` bytes, or None."""
-    net = make_network(setting, data)
+    with torch.device("meta"):
+        net = make_network(setting, data)
     sizes = (1 << k for k in reversed(range((min(setting.batch_size, len(data.x)) - 1).bit_length())))
     return next((b for b in sizes if training_bytes(net, replace(setting, batch_size=b), data) <= memory), None)
 
@@ -126,7 +161,9 @@ def _seconds_per_image(work: Callable[[Tensor], object], x: Tensor) -> float:
     size = 1
     while True:
         work(x[:size])
-        seconds = min(_seconds(work, x[:size]) for _ in range(3))
+        seconds = _seconds(work, x[:size])
+        if seconds <= LONG_STEP:  # shorter ones are what others on the machine disturb
+            seconds = min(seconds, *(_seconds(work, x[:size]) for _ in range(2)))
         if size >= len(x) or seconds > LONG_STEP:
             return seconds / min(size, len(x))
         size *= 4

@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from exact_ntk.locks import try_lock
 from exact_ntk.networks.cell import ALL, FIT, NetworkCell, RunKey
 from exact_ntk.networks.cost import largest_batch, measure_cost, measure_rate_search, training_flops
 from exact_ntk.networks.training import Setting, TrainingData, TrainingRun, train
-from exact_ntk.progress import progress
+from exact_ntk.progress import duration, progress
 from exact_ntk.records import LargestRate, RunRecord, TrainedRun
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -86,32 +85,37 @@ def _missing(cell: NetworkCell, only: Only) -> list[RunKey]:
     return [run for lr in rates for seed in seeds if cell.trained(run := RunKey(lr, seed, ALL)) is None]
 
 
+def runs_left(cell: NetworkCell, only: Only) -> int:
+    """How many runs are still to train, those included that wait for their learning rate to be chosen."""
+    runs = len(_missing(cell, only))
+    if runs and (only.lr, only.seed) == (None, None) and cell.chosen()[1] and cell.selects_on_holdout:
+        runs += cell.column.seeds
+    return runs
+
+
 def announce_cost(chosen: list[NetworkCell], only: Only, device: torch.device) -> None:
     """Say what each cell's missing runs cost: parameters, FLOPs, memory, and at most how long, from measured steps."""
     seconds = 0.0
     for cell in chosen:
-        runs = len(_missing(cell, only))
-        if runs and (only.lr, only.seed) == (None, None) and cell.chosen()[1] and cell.selects_on_holdout:
-            runs += cell.column.seeds
+        runs = runs_left(cell, only)
         if not runs:
             continue
         setting, data = cell.setting(1.0, 0), cell.data(ALL, device)
-        searches = cell.column.lr_unit == "max" and not cell.largest_lr_path.exists()
         with _saying_what_fits(cell, setting, data):
             cost = measure_cost(setting, data)
         with _saying_what_fits(cell, setting, data, search=True):
-            search = measure_rate_search(setting, data) if searches else 0.0
+            search = measure_rate_search(setting, data) if cell.searches else 0.0
         at_most = search + runs * setting.epochs * cost.epoch_seconds(data)
         seconds += at_most
         log.info(
             f"{cell.name}/{cell.depth}: {runs} run{'s' * (runs > 1)} of {len(data.x)} images and at most "
             f"{setting.epochs} epochs; {cost.parameters:,} parameters, {cost.flops:.2e} FLOP an image, "
             f"{1 / cost.train_seconds:.3g} images/s, memory about {cost.memory / 2**20:,.0f} MiB: "
-            f"at most about {_duration(at_most)}"
-            + (f", {_duration(search)} of them to find the largest stable learning rate" if search else "")
+            f"at most about {duration(at_most)}"
+            + (f", {duration(search)} of them to find the largest stable learning rate" if search else "")
         )
     if seconds:
-        log.info(f"train-cnn: at most about {_duration(seconds)} in all, less where runs stop early")
+        log.info(f"train-cnn: at most about {duration(seconds)} in all, less where runs stop early")
 
 
 @contextlib.contextmanager
@@ -132,10 +136,6 @@ def _saying_what_fits(cell: NetworkCell, setting: Setting, data: TrainingData, s
             f"{cell.name}/{cell.depth}: {what} not fit into the memory of {device}, {memory / 2**30:.3g} GiB: "
             f"{advice}, or see who else uses it"
         ) from error
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=max(1, round(seconds))))
 
 
 def _train_run(cell: NetworkCell, key: RunKey, device: torch.device) -> bool | None:

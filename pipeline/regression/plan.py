@@ -2,13 +2,13 @@
 
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import lru_cache
 
 import torch
 
 from exact_ntk.errors import NtkError
 from exact_ntk.memory import gigabytes
+from exact_ntk.progress import duration
 from exact_ntk.regression.condition import COLUMNS
 from exact_ntk.regression.panels import WIDTH, Trapezoid
 
@@ -65,15 +65,19 @@ class SolvePlan:
         """How much of K may be read at once where the factor is gone: one batch is worked on while the next is read."""
         return (self.bytes - self.working) // 2
 
+    def seconds(self, device: torch.device) -> float:
+        """How long the factorisation takes at the measured rate."""
+        return self.flops / flops_per_second(device)
+
     def words(self, device: torch.device) -> str:
         """One line: the path, bytes and time."""
         trapezoid, rate = self.trapezoid, flops_per_second(device)
         panels = "1 panel" if len(trapezoid) == 1 else f"{len(trapezoid)} panels"
         held = "all in memory" if self.in_memory else f"in files, {len(self.groups)} groups of them in memory by turns"
-        seconds = timedelta(seconds=max(1, round(self.flops / rate)))
         return (
             f"{self.n:,} images: {panels} of the factor, {gigabytes(trapezoid.bytes)}, {held}; takes "
-            f"{gigabytes(self.bytes)} of {gigabytes(self.budget)}, about {seconds} at {rate / 1e9:.0f} GFLOP/s"
+            f"{gigabytes(self.bytes)} of {gigabytes(self.budget)}, about {duration(self.seconds(device))} at "
+            f"{rate / 1e9:.0f} GFLOP/s"
         )
 
 

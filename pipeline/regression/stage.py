@@ -84,6 +84,19 @@ def _sweep(cells: Sequence[KernelCell]) -> None:
             shutil.rmtree(path.with_suffix(".panels"), ignore_errors=True)
 
 
+def plan_draw(cell: KernelCell, k_train: Stored, memory: int) -> SolvePlan:
+    """How a draw is solved by a process that may take `memory` bytes; k_train is not read.
+
+    Raises DoesNotFit where it cannot be.
+    """
+    n, images, early = len(k_train.rows), cell.images, cell.column.early_stopping
+    budget = memory - PROGRAM_BYTES - images.x.nbytes
+    plan = plan_solve(n, len(images.classes), k_train.piece_bytes, budget)
+    if early:
+        early_stopping.require_fit(n, early.holdout, k_train.piece_bytes, budget)
+    return plan
+
+
 class Solver:
     """Solves draws on a device, in a budget of memory; says once a column how it goes about it."""
 
@@ -115,7 +128,7 @@ class Solver:
         d, images, path = cell.draws[k], cell.images, cell.path(k, source)
         k_train, k_test = (Stored(store, cell.array, rows, d.train) for rows in (d.train, d.test))
         try:
-            plan = self._plan(cell, k_train)
+            plan = plan_draw(cell, k_train, self.memory)
             files = self._files(cell, plan, path)
             record, alpha, outputs = _solve_draw(cell, d, k_train, k_test, self.device, plan, files)
         except (StoreError, Incomplete):
@@ -152,15 +165,6 @@ class Solver:
         write_json(path, solved.json_value())
         if files:
             files.remove()
-
-    def _plan(self, cell: KernelCell, k_train: Stored) -> SolvePlan:
-        """How a draw is solved. Raises DoesNotFit where it cannot be, before anything is computed."""
-        n, images, early = len(k_train.rows), cell.images, cell.column.early_stopping
-        budget = self.memory - PROGRAM_BYTES - images.x.nbytes
-        plan = plan_solve(n, len(images.classes), k_train.piece_bytes, budget)
-        if early:
-            early_stopping.require_fit(n, early.holdout, k_train.piece_bytes, budget)
-        return plan
 
     def _would_do(self, error: NtkError) -> str:
         """For what does not fit, how much memory would do."""

@@ -83,6 +83,21 @@ def test_a_run_writes_every_result(finished: Path):
     assert found["missing"] == []
 
 
+def test_a_plan_writes_nothing_and_counts_only_what_is_not_there(folder: Path):
+    def there() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+    before = there()
+    done = ntk(folder, "plan", "tiny.yaml")
+    assert (done.returncode, done.stdout) == (0, "nothing is left to compute\n")
+    other = ntk(folder, "plan", "tiny.yaml", "--set", "columns.0.ridge=0.1", "--memory", "751MB")
+    assert re.search(r"^CNTK-V-20: solve 2 systems of 20 images: .* of 1\.\d MB", other.stdout, re.M), other.stdout
+    assert "entry-layers" not in other.stdout
+    elsewhere = ntk(folder, "plan", "tiny.yaml", "--runs", "runs2")
+    assert elsewhere.stdout.count("entry-layers") == 2
+    assert there() == before
+
+
 def test_a_second_run_repeats_nothing_and_gives_the_same_bytes(folder: Path):
     results = folder / "results" / "tiny"
     before = {p.name: p.read_bytes() for p in results.glob("*.*")}

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from exact_ntk.networks import cost
+from exact_ntk.networks import cost, lr
 from exact_ntk.networks.cnn import CNN
 from exact_ntk.networks.lr import largest_stable_lr
 from exact_ntk.networks.precision import arithmetic
@@ -38,6 +38,20 @@ def test_flops_are_those_that_torch_counts(readout: str, ends: tuple[bool, bool]
     counted = counter.get_total_flops() / len(images.x)
     # Global average pooling's readout touches pixels in its mean, which is no matrix product.
     assert cost.training_flops(net, 4, 7) == counted
+
+
+@pytest.mark.parametrize("readout", ["vanilla", "gap"])
+@pytest.mark.parametrize("ends", ENDS)
+def test_flops_of_the_search_for_a_rate_are_those_that_torch_counts(readout: str, ends: tuple[bool, bool]):
+    images, setting = some_images(), setting_of(readout, ends)
+    net = build_network(setting, images)
+    weights = [w for w in net.parameters() if w.requires_grad]
+    with FlopCounterMode(display=False) as counter:
+        lr.gram_times(net, images.x, weights, torch.ones(sum(w.numel() for w in weights)))
+    found = cost.count_cost(setting, images)
+    assert found.search_flops == counter.get_total_flops() / len(images.x)
+    assert found.flops == cost.training_flops(net, 4, 7)
+    assert found.memory == cost.training_bytes(net, setting, images)
 
 
 def test_the_papers_table_says_what_its_networks_cost():

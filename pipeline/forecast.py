@@ -1,0 +1,235 @@
+"""What a table still takes here, before anything of it is computed: work, time, disk and memory, column by column."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from exact_ntk.errors import NtkError
+from exact_ntk.gram.fill import Filler
+from exact_ntk.gram.plan import Fill, Request, Share, shares
+from exact_ntk.gram.store import free_space
+from exact_ntk.memory import gigabytes, memory_limit
+from exact_ntk.networks import lr
+from exact_ntk.networks.cell import ALL, NetworkCell
+from exact_ntk.networks.cost import Count, count_cost, largest_batch, measure_cost
+from exact_ntk.networks.stage import FITS, Only, runs_left
+from exact_ntk.networks.training import TrainingData
+from exact_ntk.progress import duration
+from exact_ntk.regression.cell import KernelCell
+from exact_ntk.regression.matrix import Stored
+from exact_ntk.regression.plan import DoesNotFit, SolvePlan
+from exact_ntk.regression.stage import plan_draw
+from exact_ntk.table import Table
+
+
+class Wanted(NamedTuple):
+    """A draw that is still to solve, and the kernel values it reads."""
+
+    cell: KernelCell
+    draw: int
+    request: Request
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one column still takes at one stage.
+
+    words: said of it.  seconds: at the measured rate.  files, disk: that stay.  spill: bytes on disk while it is at
+    work.  disk_float32: what `disk` would be with `gram.store: float32`.  lacks: what does not fit in memory, each with
+    what would make it fit.
+    """
+
+    column: str
+    words: str
+    seconds: float = 0.0
+    files: int = 0
+    disk: int = 0
+    disk_float32: int = 0
+    spill: int = 0
+    lacks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Every column's parts: Gram matrices, solves, networks. A tile that several columns read is the first one's."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def seconds(self) -> float:
+        return sum(part.seconds for part in self.parts)
+
+    @property
+    def files(self) -> int:
+        return sum(part.files for part in self.parts)
+
+    @property
+    def disk(self) -> int:
+        """Bytes: Gram matrices, and the largest factor that is ever beside them."""
+        return sum(part.disk for part in self.parts) + self._spill
+
+    @property
+    def _spill(self) -> int:
+        return max((part.spill for part in self.parts), default=0)
+
+    def lines(self, folder: Path) -> list[str]:
+        """A line a part, the totals, and what does not fit; folder: of the run."""
+        if not self.parts:
+            return ["nothing is left to compute"]
+        free, _ = free_space(folder)
+        total = (
+            f"in all about {duration(self.seconds)}, {self.files:,} files and {gigabytes(self.disk)} on disk, "
+            f"{gigabytes(free)} free"
+        )
+        lacks = [f"does not fit: {part.column}: {why}" for part in self.parts for why in part.lacks]
+        return [*(f"{part.column}: {part.words}" for part in self.parts), total, *lacks, *self._disk_lacks(folder)]
+
+    def _disk_lacks(self, folder: Path) -> Iterator[str]:
+        free, inodes = free_space(folder)
+        smaller = sum(part.disk_float32 for part in self.parts) + self._spill
+        if self.disk > free:
+            ways = ["make room", "give a folder on a larger disk with --runs"]
+            if smaller <= free:
+                ways = [f"--set gram.store=float32 takes {gigabytes(smaller)}", *ways]
+            yield f"does not fit: {gigabytes(self.disk)} on the disk of {folder}: {', or '.join(ways)}"
+        if inodes is not None and self.files > inodes:
+            yield (
+                f"does not fit: {self.files:,} files on the disk of {folder}, which has {inodes:,} inodes free: give a "
+                "folder on another disk with --runs"
+            )
+
+
+def forecast(table: Table, filler: Callable[[], Filler], memory: int) -> Forecast:
+    """What is not done yet of a table. Nothing is written, and only rates are measured, for seconds.
+
+    filler: made only where a kernel value is missing or to be solved with.  memory: bytes that a solve may take. Raises
+    NtkError where nothing here can compute the kernels that are missing.
+    """
+    wanted = [Wanted(cell, k, cell.request([k])) for cell in table.kernel_cells for k in cell.missing()]
+    parts: list[Part] = []
+    if wanted:
+        computing = filler()
+        requests = [w.request for w in wanted]
+        fills = computing.plan(requests)
+        missing = shares(fills, requests)
+        for column in missing:
+            parts += [_gram(computing, column, share, requests) for share in missing[column]]
+            parts += _solves(column, [w for w in wanted if w.cell.name == column], fills, memory, table.device)
+    for column in dict.fromkeys(cell.name for cell in table.network_cells):
+        parts += _networks([cell for cell in table.network_cells if cell.name == column], table.device)
+    return Forecast(tuple(parts))
+
+
+def _gram(filler: Filler, column: str, share: Share, requests: Sequence[Request]) -> Part:
+    store, rate = share.fill.store, filler.rate(share.fill.source, requests)
+    seconds = share.seconds(rate)
+    begun = store.path.exists()  # then it is gone on with, in what it is stored in
+    return Part(
+        column=column,
+        words=(
+            f"{share.pairs:,} pairs, {filler.entry_layers(share):.2e} entry-layers, about {duration(seconds)} at "
+            f"{rate:.3g} pairs/s; {len(share.tiles):,} tiles, {share.files:,} files, {gigabytes(share.bytes)} in "
+            f"{store.path.name}"
+        ),
+        seconds=seconds,
+        files=share.files,
+        disk=share.bytes,
+        disk_float32=share.bytes if begun else share.files * replace(store.shape, stored="float32").chunk_bytes,
+    )
+
+
+def _solves(
+    column: str, wanted: Sequence[Wanted], fills: Sequence[Fill], memory: int, device: torch.device
+) -> Iterator[Part]:
+    """One part: every draw of a column has the same number of images."""
+    # The store with the largest tiles, which take the most memory to read.
+    asked = {id(w.request): w for w in wanted}
+    serving = [(fill.store, asked[id(r)]) for fill in fills for r in fill.requests if id(r) in asked]
+    store, (cell, k, _) = max(serving, key=lambda found: found[0].shape.side)
+    train = cell.draws[k].train
+    systems = f"solve {len(wanted)} system{'s' * (len(wanted) > 1)} of "
+    try:
+        plan = plan_draw(cell, Stored(store, cell.array, train, train), memory)
+    except DoesNotFit as error:
+        yield Part(column, f"{systems}{len(train):,} images", lacks=(f"{error}: {_more(memory, error, device)}",))
+        return
+    except NtkError as error:
+        yield Part(column, f"{systems}{len(train):,} images", lacks=(str(error),))
+        return
+    yield Part(
+        column=column,
+        words=systems + plan.words(device) + (" (early stopping is not timed)" if cell.column.early_stopping else ""),
+        seconds=len(wanted) * plan.seconds(device),
+        spill=0 if plan.in_memory else plan.trapezoid.bytes,
+        lacks=tuple(_lu_lacks(cell, plan, memory, device)),
+    )
+
+
+def _lu_lacks(cell: KernelCell, plan: SolvePlan, memory: int, device: torch.device) -> Iterator[str]:
+    """What is lacking where a matrix turns out not to be positive definite, which no ridge forestalls."""
+    if cell.column.ridge or cell.column.on_indefinite == "stop" or plan.lu_bytes <= plan.budget:
+        return
+    error = DoesNotFit("LU, for a matrix that is not positive definite,", plan.lu_bytes, plan.budget)
+    yield f"{error}: give the column a ridge, such as ridge: 1.0e-6, or {_more(memory, error, device)}"
+
+
+def _more(memory: int, error: DoesNotFit, device: torch.device) -> str:
+    """Which --memory would do, if this machine has it."""
+    would_do, there = gigabytes(memory + error.missing), memory_limit(device)
+    if memory + error.missing > there:
+        return f"{would_do} would do, and there are {gigabytes(there)}: lower train.n, or use a larger machine"
+    return f"give --memory {would_do.replace(' ', '').replace(',', '')}"
+
+
+def _networks(cells: Sequence[NetworkCell], device: torch.device) -> Iterator[Part]:
+    """One part: times are scaled by FLOPs from a step of the shallowest network."""
+    left = [(cell, runs) for cell in cells if (runs := runs_left(cell, Only()))]
+    if not left:
+        return
+    cell, limit = min((cell for cell, _ in left), key=lambda cell: cell.depth), round(FITS * memory_limit(device))
+    data, setting = cell.data(ALL, device), cell.setting(1.0, 0)
+    counts = {cell.depth: count_cost(cell.setting(1.0, 0), data) for cell, _ in left}
+    lacks = tuple(_network_lacks([cell for cell, _ in left], counts, data, limit, device))
+    images = len(data.x)
+    flops = sum(runs * c.column.epochs_at(c.depth) * images * counts[c.depth].flops for c, runs in left)
+    steps = lr.MOST_STEPS * min(images, lr.MOST_IMAGES)
+    search_flops = sum(steps * counts[c.depth].search_flops for c, _ in left if c.searches)
+    words = (
+        f"{sum(runs for _, runs in left)} runs, at most {flops + search_flops:.2e} FLOP, memory about "
+        f"{gigabytes(max(count.memory for count in counts.values()))}"
+    )
+    batch = setting.batch_size if counts[cell.depth].memory <= limit else largest_batch(setting, data, limit)
+    if batch is None:
+        yield Part(cell.name, words, lacks=lacks)
+        return
+    setting = replace(setting, batch_size=batch)
+    cost = measure_cost(setting, data)
+    # The search is in float32, which only on a GPU is another pace than TF32.
+    exact = device.type == "cuda" and setting.precision != "float32" and search_flops
+    search_cost = measure_cost(replace(setting, precision="float32"), data) if exact else cost
+    epochs = sum(runs * c.column.epochs_at(c.depth) * counts[c.depth].flops / cost.flops for c, runs in left)
+    search = search_flops * search_cost.train_seconds / search_cost.flops
+    seconds = epochs * cost.epoch_seconds(data) + search
+    words += f": at most about {duration(seconds)} at {cost.flops / cost.train_seconds:.3g} FLOP/s"
+    if search:
+        words += f", {duration(search)} of them to find the largest stable learning rates"
+    yield Part(cell.name, words, seconds=seconds, lacks=lacks)
+
+
+def _network_lacks(
+    cells: Sequence[NetworkCell], counts: dict[int, Count], data: TrainingData, limit: int, device: torch.device
+) -> Iterator[str]:
+    """The deepest network that does not fit, and the batch with which it would."""
+    cell = max(cells, key=lambda cell: cell.depth)
+    need = counts[cell.depth].memory
+    if need <= limit:
+        return
+    batch = largest_batch(cell.setting(1.0, 0), data, limit)
+    advice = f"batch_size: {batch} would fit" if batch else "no batch would fit: lower width"
+    yield (
+        f"depth {cell.depth} takes {gigabytes(need)} of memory, and {FITS:.0%} of {device}'s are {gigabytes(limit)}: "
+        f"{advice}"
+    )
