@@ -11,7 +11,7 @@ from exact_ntk.errors import NtkError
 from exact_ntk.gram.fill import Filler
 from exact_ntk.gram.plan import Fill, Request, Share, shares
 from exact_ntk.gram.store import free_space
-from exact_ntk.memory import gigabytes, memory_limit
+from exact_ntk.memory import gigabytes, installed_memory
 from exact_ntk.networks import lr
 from exact_ntk.networks.cell import ALL, NetworkCell
 from exact_ntk.networks.cost import Count, count_cost, largest_batch, measure_cost
@@ -178,7 +178,7 @@ def _lu_lacks(cell: KernelCell, plan: SolvePlan, memory: int, device: torch.devi
 
 def _more(memory: int, error: DoesNotFit, device: torch.device) -> str:
     """Which --memory would do, if this machine has it."""
-    would_do, there = gigabytes(memory + error.missing), memory_limit(device)
+    would_do, there = gigabytes(memory + error.missing), installed_memory(device)
     if memory + error.missing > there:
         return f"{would_do} would do, and there are {gigabytes(there)}: lower train.n, or use a larger machine"
     return f"give --memory {would_do.replace(' ', '').replace(',', '')}"
@@ -189,7 +189,7 @@ def _networks(cells: Sequence[NetworkCell], device: torch.device) -> Iterator[Pa
     left = [(cell, runs) for cell in cells if (runs := runs_left(cell, Only()))]
     if not left:
         return
-    cell, limit = min((cell for cell, _ in left), key=lambda cell: cell.depth), round(FITS * memory_limit(device))
+    cell, limit = min((cell for cell, _ in left), key=lambda cell: cell.depth), round(FITS * installed_memory(device))
     data, setting = cell.data(ALL, device), cell.setting(1.0, 0)
     counts = {cell.depth: count_cost(cell.setting(1.0, 0), data) for cell, _ in left}
     lacks = tuple(_network_lacks([cell for cell, _ in left], counts, data, limit, device))

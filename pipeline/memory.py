@@ -29,7 +29,7 @@ def gigabytes(count: float) -> str:
     return f"{math.ceil(count / unit * 10) / 10:,.1f} {name}"
 
 
-def memory_limit(device: torch.device) -> int:
+def installed_memory(device: torch.device) -> int:
     """The GPU's memory, or the host's as far as its cgroup lets this process have it, in bytes."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
@@ -38,7 +38,7 @@ def memory_limit(device: torch.device) -> int:
 
 def default_memory(device: torch.device) -> int:
     """What a stage may take unless the user says otherwise: a share of the limit, in bytes."""
-    return int(SHARE * memory_limit(device))
+    return int(SHARE * installed_memory(device))
 
 
 def peak_resident() -> int:

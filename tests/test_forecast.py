@@ -196,13 +196,13 @@ def test_a_batch_that_is_said_to_fit_does(networks: Path, tmp_path: Path, monkey
     table = table_of(networks, tmp_path / "run")
     cells = table.network_cells
     need = forecasts.count_cost(cells[1].setting(1.0, 0), cells[1].data("all", table.device)).memory
-    monkeypatch.setattr(forecasts, "memory_limit", lambda device: (need - 1) / forecasts.FITS)
+    monkeypatch.setattr(forecasts, "installed_memory", lambda device: (need - 1) / forecasts.FITS)
     (part,) = forecast_of(table).parts
     (why,) = part.lacks
     batch = int(why.split("batch_size: ")[1].split()[0])
     assert batch < 16
     (part,) = forecast_of(table_of(networks, tmp_path / "run", f"columns.0.batch_size={batch}")).parts
     assert not part.lacks
-    monkeypatch.setattr(forecasts, "memory_limit", lambda device: 1000)
+    monkeypatch.setattr(forecasts, "installed_memory", lambda device: 1000)
     (part,) = forecast_of(table).parts
     assert part.lacks[0].endswith("no batch would fit: lower width")
