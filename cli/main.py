@@ -207,7 +207,7 @@ def compare(
     """
     from exact_ntk.report import compare as tables
 
-    print(tables.compare(*map(tables.read_results, (first, second))))
+    print(tables.compare_results(*map(tables.read_results, (first, second))))
 
 
 @app.command()

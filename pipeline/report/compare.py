@@ -20,7 +20,7 @@ def read_results(folder: Path) -> Results:
     return read_record(path, Results)
 
 
-def compare(one: Results, other: Results) -> str:
+def compare_results(one: Results, other: Results) -> str:
     """Cells of one column name and depth in both, the second minus the first; what one lacks; differing config fields.
 
     The error takes the two as independent: for cells tested on the same images it is on the safe side.

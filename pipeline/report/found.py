@@ -4,6 +4,9 @@ from exact_ntk.records import PairedDifference, Results
 from exact_ntk.report.figures import Record, beside_kernel, unpaired_error
 from exact_ntk.report.tables import SOURCES
 
+# Two columns that are right on exactly the same images differ by 0 with no error at all.
+SMALLEST_ERROR = 1e-9
+
 Sentences = tuple[str, str]
 
 
@@ -54,14 +57,14 @@ def _readouts(results: Results) -> str | None:
         return None
 
     def sureness(p: PairedDifference) -> float:
-        return abs(p.difference) / p.standard_error
+        return abs(p.difference) / max(p.standard_error, SMALLEST_ERROR)
 
     p = max(results.paired, key=sureness)
     same = sum(q.difference * p.difference > 0 for q in results.paired)
     return (
         f"On the same images {p.column} is {_ahead(p.difference, p.standard_error)} {p.minus} by "
-        f"{abs(p.difference):.2f} ± {p.standard_error:.2f} points at depth {p.depth} ({sureness(p):.1f} standard errors), the surest of "
-        f"{_count(len(results.paired), 'comparison')} of readouts, {same} with that sign."
+        f"{abs(p.difference):.2f} ± {p.standard_error:.2f} points at depth {p.depth} ({sureness(p):.1f} standard "
+        f"errors), the surest of {_count(len(results.paired), 'comparison')} of readouts, {same} with that sign."
     )
 
 
