@@ -6,7 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -348,6 +348,7 @@ class _Filling:
         try:
             item.written.result()
         finally:
+            wait([item.written])  # also where a signal ended the wait above: the tile is this process's until then
             item.lock.release()
         pairs, (height, width) = self.fill.store.shape.pairs(item.tile), self.computer.x.shape[2:]
         self.work += self.computer.job(item.arrays).entry_layers(pairs, height, width)

@@ -181,8 +181,8 @@ def cntk(
         dtype: arithmetic, torch.float32 (the default) or torch.float64; sums over pixels are always float64.
         diagonal: only each image of x1 with itself, n1 pairs in place of n1 squared; x2 is then None.
         out: where the result goes, of the shape, type and device below, its last dimension contiguous. The fused
-            kernels on a CPU write in place, with or without it: beside the result they hold 64 MiB of the images'
-            normalisers for each side, or those of 64 images.
+            kernels on a CPU write in place, with or without it: beside the result they hold the normalisers of some
+            images of each side, 64 MiB in float32 and up to twice that in float64, or those of 64 images.
 
     Returns (len(readouts), len(depths), n1, n2), or with `diagonal` (len(readouts), len(depths), n1), in float64, on
     `device`, readouts and depths in the order given.

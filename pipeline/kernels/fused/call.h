@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <mutex>
 #include <new>
 #include <system_error>
@@ -33,7 +34,7 @@ public:
             try {
                 auto tools = make();
                 for (long k; goes_on() && (k = next.fetch_add(1)) < count;) work(tools, k);
-            } catch (const std::bad_alloc&) {
+            } catch (const std::exception&) {  // bad_alloc, or a length that no memory holds
                 fail(NO_MEMORY);
             }
         };

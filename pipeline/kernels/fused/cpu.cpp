@@ -83,7 +83,7 @@ int ntk_cntk(int is_pooled, const float* x1, long n1, const float* x2, long n2, 
             panels(call, x1, n1, x2, n2, shape, 1, job, out, [](auto&... given) { return pooled(given...), 0L; });
         else
             *again = panels(call, x1, n1, x2, n2, shape, shape.packed(), job, out, vanilla);
-    } catch (const std::bad_alloc&) {
+    } catch (const std::exception&) {
         return NO_MEMORY;
     }
     return call.status();

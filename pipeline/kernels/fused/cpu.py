@@ -145,10 +145,15 @@ def _call(x1: Tensor, x2: Tensor, pairs: int, job: Pass, out: Matrices, library:
         ctypes.byref(stop),
         ctypes.byref(again),
     )
+
+    def compute(held: tuple = (a, b, out, stop, again)) -> int:
+        """held: what the addresses point into, which a second interrupt must not free under the kernels."""
+        return library.ntk_cntk(*arguments)
+
     # Signals reach Python between two of its instructions only: this thread waits between them while another computes.
     with ThreadPoolExecutor(1) as pool:
         try:
-            status = pool.submit(library.ntk_cntk, *arguments).result()
+            status = pool.submit(compute).result()
         except BaseException:
             stop.value = 1
             raise
