@@ -15,7 +15,7 @@ import torch
 from exact_ntk.kernels.fused import cpu
 from exact_ntk.kernels.passes import TRAINED_BY_DEFAULT, Pass
 
-BLOCKS = [("gap", 32, 3), ("vanilla", 32, 1000), ("vanilla", 64, 250), ("vanilla", 96, 110), ("vanilla", 224, 24)]
+BLOCKS = [("gap", 32, 4), ("vanilla", 32, 1000), ("vanilla", 64, 250), ("vanilla", 96, 110), ("vanilla", 224, 24)]
 DEPTH = 21
 
 
