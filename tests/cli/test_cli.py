@@ -68,8 +68,8 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path / "work")
-    return tmp_path / "work"
+    shutil.copytree(finished, tmp_path / "tables")
+    return tmp_path / "tables"
 
 
 def test_a_run_writes_every_result(finished: Path):
@@ -300,7 +300,7 @@ def test_tested_images_that_were_trained_on_are_in_the_report(tmp_path: Path):
 
 def test_a_tilde_is_the_home_folder_in_every_option(folder: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    options = ["--set", "data.path=~/work/digits.npz", "--runs=~/scratch"]
+    options = ["--set", "data.path=~/tables/digits.npz", "--runs=~/scratch"]
     assert ntk(folder, "compute-gram", "tiny.yaml", *options).returncode == 0
     assert ntk(folder, "report", "tiny.yaml", *options, "--results=~/kept").returncode == 3
     assert (tmp_path / "kept" / "tiny").is_dir()

@@ -16,7 +16,7 @@ from exact_ntk.kernels.fused import gpu
 from exact_ntk.regression.stage import solve_cells
 from exact_ntk.report.collect import collect
 from exact_ntk.table import Table
-from tests.gram.test_fill import blocks, command
+from tests.gram.filling import blocks, command
 from tests.made_up import fill, table_of
 
 pytestmark = pytest.mark.gpu
