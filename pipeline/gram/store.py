@@ -11,8 +11,11 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from exact_ntk.progress import progress
 FORMAT = 2
 CHECKSUM_BYTES = 4
 BLOCK_BYTES = 4096  # what a file takes on disk is a multiple of it
+READ_AHEAD = 4  # tiles that are read at once, each by a thread
 Tile = tuple[int, int]
 Array = tuple[str, int]  # a readout and a depth
 ADVICE = "move it away to have it computed anew"
@@ -75,6 +79,13 @@ def array_name(array: Array) -> str:
     """gap-nngp at depth 21: gap-nngp-L21."""
     readout, depth = array
     return f"{readout}-L{depth}"
+
+
+def _selected(block: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """block[rows][:, columns]; not a copy of it where both are consecutive."""
+    if all((np.diff(index) == 1).all() for index in (rows, columns)):
+        return block[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return block[np.ix_(rows, columns)]
 
 
 def shape_of(fields: dict[str, Any], side: int) -> Shape:
@@ -396,19 +407,30 @@ class GramStore:
         missing = tiles - self.finished(array)
         if missing:
             raise Incomplete(f"{self.path}: {len(missing)} tiles are missing: run `ntk compute-gram` first")
-        for tile in sorted(tiles):
-            whole = self._read_tile(array, tile)
+        for tile, whole in self._read_ahead(array, sorted(tiles)):
+            if np.isnan(whole).any():
+                raise StoreError(
+                    f"{self.path}: {array_name(array)} holds NaN: run `ntk compute-gram --repair` to compute it anew"
+                )
             for at, block in ((tile, whole), (tile[::-1], whole.T))[: 1 if tile[0] == tile[1] else 2]:
                 i, j = (np.flatnonzero(x // self.shape.side == k) for x, k in zip((rows, columns), at, strict=True))
                 if len(i) and len(j):
                     top, left = (k * self.shape.side for k in at)
-                    values = block[np.ix_(rows[i] - top, columns[j] - left)]
-                    if np.isnan(values).any():
-                        raise StoreError(
-                            f"{self.path}: {array_name(array)} holds NaN: run `ntk compute-gram --repair` to compute "
-                            "it anew"
-                        )
-                    yield i, j, values
+                    yield i, j, _selected(block, rows[i] - top, columns[j] - left)
+
+    def _read_ahead(self, array: Array, tiles: Sequence[Tile]) -> Iterator[tuple[Tile, np.ndarray]]:
+        """Tiles in their order, each read once, the next ones while the caller works on one."""
+        with ThreadPoolExecutor(READ_AHEAD) as pool:
+            coming = deque(pool.submit(self._read_tile, array, tile) for tile in tiles[:READ_AHEAD])
+            try:
+                for tile, later in zip_longest(tiles, tiles[READ_AHEAD:]):
+                    whole = coming.popleft().result()
+                    if later is not None:
+                        coming.append(pool.submit(self._read_tile, array, later))
+                    yield tile, whole
+            finally:
+                for one in coming:
+                    one.cancel()
 
     def damaged(self, work: Mapping[Array, Iterable[Tile]]) -> list[tuple[Array, Tile]]:
         """Those of the finished tiles of each array whose checksum fails or that hold NaN; reads them all."""

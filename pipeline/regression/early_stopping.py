@@ -61,13 +61,13 @@ def stop_early(
     n = len(y_train)
     held_out = split(n, holdout)
     fit = slice(held_out, n)
-    k_fit = block(k_train, fit, fit).to(y.device)
+    k_fit = block(k_train, fit, fit, y.device)
     k_fit.diagonal().add_(ridge * k_fit.diagonal().mean())
     try:
         flow = GradientFlow(k_fit, y[fit], overwrite=True)
     except ValueError as error:
         raise NoFlow(str(error)) from error
-    k_held_out = block(k_train, slice(0, held_out), fit).to(y.device)
+    k_held_out = block(k_train, slice(0, held_out), fit, y.device)
     found = flow.early_stopping(k_held_out, torch.from_numpy(y_train[:held_out]))
     alphas = torch.zeros((n, 2 * y.shape[1]), dtype=y.dtype, device=y.device)
     alphas[fit] = torch.cat([flow.coefficients(t) for t in (found.best_time, math.inf)], 1)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exact_ntk.gram.store import Array, GramStore
+from exact_ntk.gram.store import READ_AHEAD, Array, GramStore
 
 # Rows multiplied at once: fixed, for it decides the last bits of a product. How many are read at once does not.
 BLOCK_ROWS = 512
@@ -66,8 +66,8 @@ class Stored:
 
     @property
     def piece_bytes(self) -> int:
-        # The file, its values, and their copy in another order.
-        return 3 * 8 * self.store.shape.side**2
+        # The tiles that are read ahead, and of one its file, its values and their copy in another order.
+        return (READ_AHEAD + 3) * 8 * self.store.shape.side**2
 
     def pieces(self, rows: slice, columns: slice) -> Iterator[Piece]:
         for i, j, values in self.store.pieces(*self.array, self.rows[rows], self.columns[columns]):
@@ -96,12 +96,21 @@ def place(out: Tensor, i: np.ndarray, j: np.ndarray, values: Tensor) -> None:
         out[rows, columns] = values.to(out.device)
 
 
-def block(matrix: Matrix, rows: slice, columns: slice) -> Tensor:
-    """A block as float64 on the CPU. Raises StoreError where it is damaged, Incomplete where tiles are missing."""
-    out = torch.empty((rows.stop - rows.start, columns.stop - columns.start), dtype=torch.float64)
+def block(matrix: Matrix, rows: slice, columns: slice, device: torch.device | None = None) -> Tensor:
+    """A block as float64 on a device, the CPU if none is given.
+
+    Raises StoreError where it is damaged, Incomplete where tiles are missing.
+    """
+    out = torch.empty((rows.stop - rows.start, columns.stop - columns.start), dtype=torch.float64, device=device)
     for i, j, values in matrix.pieces(rows, columns):
         place(out, i - rows.start, j - columns.start, values)
     return out
+
+
+def hold(matrix: Matrix, device: torch.device) -> Held:
+    """All of a matrix on a device, each tile of it read once. Raises as `block` does."""
+    height, width = matrix.shape
+    return Held(block(matrix, slice(0, height), slice(0, width), device))
 
 
 def row_blocks(matrix: Matrix, device: torch.device, budget: int) -> Iterator[tuple[slice, Tensor]]:
@@ -109,10 +118,10 @@ def row_blocks(matrix: Matrix, device: torch.device, budget: int) -> Iterator[tu
     height, width = matrix.shape
     step = max(1, min(budget, BATCH_BYTES) // (8 * width * BLOCK_ROWS)) * BLOCK_ROWS
     for first in range(0, height, step):
-        batch = block(matrix, slice(first, min(first + step, height)), slice(0, width))
+        batch = block(matrix, slice(first, min(first + step, height)), slice(0, width), device)
         for at in range(0, len(batch), BLOCK_ROWS):
             part = batch[at : at + BLOCK_ROWS]
-            yield slice(first + at, first + at + len(part)), part.to(device)
+            yield slice(first + at, first + at + len(part)), part
 
 
 def multiply(matrix: Matrix, x: Tensor, budget: int) -> Tensor:

@@ -12,8 +12,8 @@ from exact_ntk.progress import duration
 from exact_ntk.regression.condition import COLUMNS
 from exact_ntk.regression.panels import WIDTH, Trapezoid
 
-# Below it a factorisation takes a few seconds, and starting again costs no more than files would.
-FILES_FROM_FLOPS = 1e11
+# A factorisation that takes less, or less than its panels take to be written, is started again and not resumed.
+FILES_FROM_SECONDS, FILE_BYTES_PER_SECOND = 3.0, 5e8
 # Copies of the right-hand sides: the sides, the solution, and what triangular solves work on.
 SIDES = 6
 
@@ -39,10 +39,14 @@ class SolvePlan:
         """Whether the whole factor is."""
         return len(self.groups) == 1
 
-    @property
-    def keeps_files(self) -> bool:
+    def keeps_files(self, device: torch.device) -> bool:
         """Whether finished panels go to files: to be resumed from, or because memory cannot hold them."""
-        return not self.in_memory or self.flops >= FILES_FROM_FLOPS
+        worth = max(FILES_FROM_SECONDS, self.trapezoid.bytes / FILE_BYTES_PER_SECOND)
+        return not self.in_memory or self.seconds(device) >= worth
+
+    def holds_matrix(self, device: torch.device) -> bool:
+        """Whether K itself is kept beside its factor: a GPU would mostly wait while it is read for a second time."""
+        return device.type == "cuda" and self.in_memory and self.bytes + 8 * self.n**2 <= self.budget
 
     @property
     def flops(self) -> int:
@@ -74,9 +78,11 @@ class SolvePlan:
         trapezoid, rate = self.trapezoid, flops_per_second(device)
         panels = "1 panel" if len(trapezoid) == 1 else f"{len(trapezoid)} panels"
         held = "all in memory" if self.in_memory else f"in files, {len(self.groups)} groups of them in memory by turns"
+        kernel = 8 * self.n**2 if self.holds_matrix(device) else 0
+        beside = f" beside K, {gigabytes(kernel)}" if kernel else ""
         return (
-            f"{self.n:,} images: {panels} of the factor, {gigabytes(trapezoid.bytes)}, {held}; takes "
-            f"{gigabytes(self.bytes)} of {gigabytes(self.budget)}, about {duration(self.seconds(device))} at "
+            f"{self.n:,} images: {panels} of the factor, {gigabytes(trapezoid.bytes)}, {held}{beside}; takes "
+            f"{gigabytes(self.bytes + kernel)} of {gigabytes(self.budget)}, about {duration(self.seconds(device))} at "
             f"{rate / 1e9:.0f} GFLOP/s"
         )
 

@@ -114,7 +114,7 @@ def _factor(
         raise NtkError(why)
     if plan.lu_bytes > plan.budget:
         raise DoesNotFit(f"{why}; give the column a ridge: LU", plan.lu_bytes, plan.budget)
-    if plan.keeps_files:
+    if plan.keeps_files(device):
         seconds = timedelta(seconds=round(2 * plan.flops / flops_per_second(device)))
         log.info(f"{label}: {why}: LU, in {gigabytes(plan.lu_bytes)} and about {seconds}")
     return LU(matrix, shift, device), minor

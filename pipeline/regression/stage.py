@@ -20,7 +20,7 @@ from exact_ntk.progress import progress
 from exact_ntk.records import DrawRecord, SolvedDraw
 from exact_ntk.regression import early_stopping
 from exact_ntk.regression.cell import KernelCell
-from exact_ntk.regression.matrix import Matrix, Stored, block, multiply
+from exact_ntk.regression.matrix import Matrix, Stored, block, hold, multiply
 from exact_ntk.regression.panels import PanelFiles
 from exact_ntk.regression.plan import DoesNotFit, SolvePlan, plan_solve
 from exact_ntk.regression.solve import accuracy, kernel_regression, targets
@@ -126,10 +126,13 @@ class Solver:
         """Solve a draw; coefficients, indices, outputs and a small heat map are kept beside the record."""
         start = time.perf_counter()
         d, images, path = cell.draws[k], cell.images, cell.path(k, source)
-        k_train, k_test = (Stored(store, cell.array, rows, d.train) for rows in (d.train, d.test))
+        stored, k_test = (Stored(store, cell.array, rows, d.train) for rows in (d.train, d.test))
+        k_train: Matrix = stored
         try:
-            plan = plan_draw(cell, k_train, self.memory)
+            plan = plan_draw(cell, stored, self.memory)
             files = self._files(cell, plan, path)
+            if plan.holds_matrix(self.device):
+                k_train = hold(k_train, self.device)
             record, alpha, outputs = _solve_draw(cell, d, k_train, k_test, self.device, plan, files)
         except (StoreError, Incomplete):
             raise
@@ -175,7 +178,9 @@ class Solver:
     def _files(self, cell: KernelCell, plan: SolvePlan, path: Path) -> PanelFiles | None:
         """Where the factor's panels are kept, if they are; says once how a column's draws are solved."""
         files = PanelFiles(path.with_suffix(".panels"), path.stem, plan.trapezoid)
-        keeps = plan.keeps_files or files.folder.is_dir()  # those of a run with less memory are gone on with
+        keeps = (
+            plan.keeps_files(self.device) or files.folder.is_dir()
+        )  # those of a run with less memory are gone on with
         lacks = files.space_missing() if keeps else 0
         if lacks > 0 and not plan.in_memory:
             raise NtkError(

@@ -55,7 +55,11 @@ def test_the_tile_size_is_chosen_by_the_measured_rate(config_path: Path, tmp_pat
 def test_a_tile_is_copied_behind_the_next_ones_back():
     x = torch.randn(64, 1, 8, 8, device=GPU)
     expected = x.cpu().numpy()
-    torch.cuda._sleep(1_000_000_000)
+    warm = _Copy(x)  # kernels that are loaded and memory that is pinned for the first time wait for the device
+    torch.full((64, 1, 8, 8), 7.0, device=GPU)
+    torch.cuda.synchronize()
+    del warm
+    torch.cuda._sleep(4_000_000_000)
     copy = _Copy(x)
     del x  # its memory must not go to the next tile before it is copied
     torch.full((64, 1, 8, 8), 7.0, device=GPU)

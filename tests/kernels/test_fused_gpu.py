@@ -115,13 +115,17 @@ def test_work_goes_to_the_current_stream():
     expected = fused(x, **options)
     stream = torch.cuda.Stream()
     jobs = [Pass("vanilla", (3,), ("vanilla",), True, True), Pass("gap", (3,), ("gap",), False, False)]
+    source = x.pin_memory()
+    late = torch.zeros_like(x, device=GPU)
     with torch.cuda.stream(stream):
-        late = torch.zeros_like(x, device=GPU)
-        source = x.pin_memory()
-        torch.cuda._sleep(1_000_000_000)
-        late.copy_(source, non_blocking=True)
-        found = torch.stack([gpu.cntk_pass(late, None, job)[0] for job in jobs])
-        done = stream.record_event()
+        # Twice: kernels that are loaded for the first time wait for the device.
+        for cycles in (1000, 4_000_000_000):
+            stream.synchronize()
+            late.zero_()
+            torch.cuda._sleep(cycles)
+            late.copy_(source, non_blocking=True)
+            found = torch.stack([gpu.cntk_pass(late, None, job)[0] for job in jobs])
+            done = stream.record_event()
         assert not done.query()
     done.synchronize()
     assert torch.equal(found.cpu(), expected)
@@ -211,6 +215,8 @@ assert cntk(x, depths=(3, 6), readouts=READOUTS, backend="fused").isfinite().all
 @pytest.mark.parametrize("size", [(8, 8), (5, 7), (32, 32)])
 def test_the_sanitizer_finds_nothing(tool: str, size: tuple[int, int]):
     script = SMALL.format(height=size[0], width=size[1])
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+    # Calls of the driver that fail, torch's and cuda.core's questions of what it can do, are theirs to deal with.
+    quiet = ["--report-api-errors", "no"] if tool == "memcheck" else []
+    command = ["compute-sanitizer", "--tool", tool, *quiet, "--error-exitcode", "9"]
     done = subprocess.run([*command, sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[:4000] + done.stderr[-2000:]

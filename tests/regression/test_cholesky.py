@@ -57,7 +57,7 @@ def test_it_is_the_solution(k, y, held):
 def test_the_budget_decides_no_bit(k, y, held, tmp_path: Path, panels: int, groups: int):
     plan = plan_of(panels)
     assert len(plan.groups) == groups
-    assert plan.keeps_files
+    assert plan.keeps_files(torch.device("cpu"))
     assert same(kernel_regression(k, y, plan=plan, files=files_in(tmp_path)), held)
 
 
@@ -162,4 +162,4 @@ def test_a_plan_states_what_it_takes_and_what_would_do():
     with pytest.raises(DoesNotFit, match=r"50,000 images takes .* are left for it") as error:
         plan_solve(50_000, 10, 0, 500_000_000)
     plan_solve(50_000, 10, 0, 500_000_000 + error.value.missing)
-    assert not plan_solve(2000, 10, 0, 1 << 40).keeps_files
+    assert not plan_solve(2000, 10, 0, 1 << 40).keeps_files(torch.device("cpu"))

@@ -298,7 +298,7 @@ def test_panels_outlive_an_interruption_and_go_once_the_cell_stands(config_path:
     whole = prepared(config_path, tmp_path / "whole")
     solve(whole)
     table = prepared(config_path, tmp_path / "cut")
-    monkeypatch.setattr(plan, "FILES_FROM_FLOPS", 0)
+    monkeypatch.setattr(plan.SolvePlan, "keeps_files", lambda *_: True)
     with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
         patch.setattr(stage, "multiply", lambda *_: os.kill(os.getpid(), 2))
         solve(table)
@@ -338,7 +338,7 @@ def test_a_disk_without_room_for_panels_is_said_or_refused(config_path: Path, tm
     caplog.set_level(logging.INFO, "ntk")
     table = prepared(config_path, tmp_path)
     monkeypatch.setattr(PanelFiles, "space_missing", lambda self: 5_000_000)
-    monkeypatch.setattr(plan, "FILES_FROM_FLOPS", 0)
+    monkeypatch.setattr(plan.SolvePlan, "keeps_files", lambda *_: True)
     assert solve(table) == 8
     assert "not to be resumed: the disk of" in caplog.text
     monkeypatch.setattr(plan.SolvePlan, "in_memory", False)

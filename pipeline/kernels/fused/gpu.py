@@ -320,8 +320,10 @@ def _bits(job: Pass, device: torch.device) -> Tensor:
     words = np.zeros(-(-(job.depths[-1] - 1) // 32), dtype=np.uint32)
     for layer in (depth - 2 for depth in job.depths):
         words[layer // 32] |= np.uint32(1 << layer % 32)
-    read = torch.from_numpy(words.view(np.int32))
-    return read.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else read
+    read = torch.empty(len(words), dtype=torch.int32, device=device)
+    for k, word in enumerate(words.view(np.int32).tolist()):
+        read[k] = word  # a fill: a copy from memory that is not pinned, or pinning some, would wait for the device
+    return read
 
 
 def cntk_pass(
