@@ -63,11 +63,15 @@ class TileComputer:
         return Pass(s.family, tuple(sorted(depths)), tuple(sorted(readouts)), s.train_first, s.train_last)
 
     def block(self, rows: slice, columns: slice, arrays: Sequence[Array]) -> torch.Tensor:
-        """(arrays, rows, columns) in float64; a block on the diagonal is computed once and mirrored.
+        """(arrays, rows, columns) in float64; what lies on the diagonal is computed once and mirrored.
 
         In one pass, or where memory is short in several, of parts of half the side; values of fused backends are the
         same. Raises torch.OutOfMemoryError or MemoryError where not even a pair fits.
         """
+        if rows.start == columns.start and rows.stop > columns.stop:  # test images follow the last training images
+            below = slice(columns.stop, rows.stop)
+            square, rest = (self.block(r, columns, arrays) for r in (columns, below))
+            return torch.cat([square.to(rest.device), rest], 1)
         side = max(rows.stop - rows.start, columns.stop - columns.start)
         if side <= self.most:
             try:

@@ -63,10 +63,10 @@ class Shape:
         }
 
     def pairs(self, tile: Tile) -> int:
-        """Image pairs of a tile; one on the diagonal is symmetric."""
+        """Image pairs of a tile; what of it lies on the diagonal is symmetric."""
         rows, columns = self.bounds(tile)
         r, c = rows.stop - rows.start, columns.stop - columns.start
-        return r * (r + 1) // 2 if rows == columns else r * c
+        return r * c - (c * (c - 1) // 2 if rows.start == columns.start else 0)
 
     @property
     def chunk_bytes(self) -> int:

@@ -33,6 +33,17 @@ def test_tile_size_does_not_matter(config_path: Path, tmp_path: Path, tile: int)
         np.testing.assert_allclose(other[key], one[key], rtol=1e-13)
 
 
+@pytest.mark.parametrize("tile", [7, 25, 90])
+def test_the_fused_kernels_give_the_same_bits_for_any_tile(config_path: Path, tmp_path: Path, tile: int):
+    """Also where a tile holds the last training images and the first test images."""
+    one = blocks(filled(config_path, tmp_path / "a", "gram.backend=fused"))
+    other = blocks(filled(config_path, tmp_path / "b", "gram.backend=fused", f"gram.tile={tile}"))
+    for key, k in one.items():
+        np.testing.assert_array_equal(other[key], k, err_msg=key)
+        n = k.shape[1]
+        np.testing.assert_array_equal(k[:n], k[:n].T, err_msg=key)
+
+
 def test_a_tile_is_one_pass_for_all_that_read_it(config_path: Path, tmp_path: Path, monkeypatch):
     passes = []
     real = filling.cntk_pass
