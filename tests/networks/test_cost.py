@@ -108,18 +108,20 @@ def test_memory_on_a_gpu_is_near_the_estimate(precision: str):
     torch.cuda.reset_peak_memory_stats()
     found = cost.measure_cost(setting, images)
     # cuDNN's workspace comes on top.
-    assert 0.8 < torch.cuda.max_memory_allocated() / found.memory < 2.0
+    peak = torch.cuda.max_memory_allocated()
+    assert 0.8 < peak / found.memory < 2.0, f"{peak} allocated, {found.memory} estimated"
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_the_papers_width_and_depth_train_on_a_gpu(precision: str):
-    x = torch.randn(64, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
-    y = torch.arange(64, device="cuda") % 10
+    # Few images: in the search for the rate, in float32, a step takes seconds for 64.
+    x = torch.randn(8, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
+    y = torch.arange(8, device="cuda")
     targets = torch.nn.functional.one_hot(y, 10).float() - 0.1
-    images = TrainingData(x, targets, y, x[:16], y[:16])
+    images = TrainingData(x, targets, y, x[:4], y[:4])
     ends = dict(train_first=False, train_last=False)
-    setting = replace(SETTING, depth=21, width=1024, batch_size=32, kappa=0.05, epochs=2, precision=precision, **ends)
+    setting = replace(SETTING, depth=21, width=1024, batch_size=4, kappa=0.05, epochs=2, precision=precision, **ends)
     found = cost.measure_cost(setting, images)
     assert found.parameters == sum(w.numel() for w in cost.make_network(setting, images).parameters()) > 1.7e8
     rate = largest_stable_lr(build_network(setting, images), images.x)
