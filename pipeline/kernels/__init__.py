@@ -10,6 +10,7 @@ from exact_ntk.kernels import fused, reference
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu as fused_gpu
 from exact_ntk.kernels.inputs import Values, as_device, as_flag, as_integers, as_names, as_tensor
+from exact_ntk.kernels.network import network_kernels
 from exact_ntk.kernels.ntk import nngp, ntk, ntk_layers
 from exact_ntk.kernels.passes import READOUTS, Matrices, Pass, plan_passes
 from exact_ntk.notices import warn_once
@@ -21,6 +22,7 @@ __all__ = [
     "Pass",
     "cntk",
     "cntk_pass",
+    "network_kernels",
     "nngp",
     "ntk",
     "ntk_layers",
