@@ -13,7 +13,7 @@ import time
 import torch
 
 from exact_ntk.kernels.fused import cpu
-from exact_ntk.kernels.passes import TRAINED_BY_DEFAULT, Pass
+from exact_ntk.kernels.passes import Pass, trained_by_default
 
 BLOCKS = [("gap", 32, 4), ("vanilla", 32, 1000), ("vanilla", 64, 250), ("vanilla", 96, 110), ("vanilla", 224, 24)]
 DEPTH = 21
@@ -22,7 +22,7 @@ DEPTH = 21
 def rate(family: str, side: int, n: int) -> float:
     """Entry-layers/s of an n x n block of random images with three channels."""
     x, y = torch.randn(2, n, 3, side, side, generator=torch.Generator().manual_seed(0))
-    job = Pass(family, (DEPTH,), (family,), TRAINED_BY_DEFAULT[family], TRAINED_BY_DEFAULT[family])
+    job = Pass(family, (DEPTH,), (family,), trained_by_default(family), trained_by_default(family))
     start = time.perf_counter()
     cpu.cntk_pass(x, y, job)
     return job.entry_layers(n * n, side, side) / (time.perf_counter() - start)

@@ -14,7 +14,7 @@ from exact_ntk.device import describe
 from exact_ntk.kernels import Pass, cntk_pass, reference, resolve_backend
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu as fused_gpu
-from exact_ntk.kernels.passes import TRAINED_BY_DEFAULT
+from exact_ntk.kernels.passes import trained_by_default
 
 IMAGES = ((1, 8, 8), (3, 32, 32))
 DEPTHS = (3, 21)
@@ -100,7 +100,7 @@ def run_bench(device: torch.device, seconds: float = 2.0) -> dict[str, Any]:
             for shape in IMAGES:
                 for depth in DEPTHS:
                     log.info(f"{name}, {readout}, {shape[1]} x {shape[2]}, depth {depth}")
-                    trained = TRAINED_BY_DEFAULT[readout]
+                    trained = trained_by_default(readout)
                     job = Pass(readout, (depth,), (readout,), trained, trained)
                     pairs, side = _pairs_per_second(compute, job, shape, device, seconds)
                     rates.append(_record(name, job, shape, side, pairs, limit))

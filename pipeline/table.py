@@ -13,7 +13,7 @@ from exact_ntk.draws import OrderedImages
 from exact_ntk.errors import ConfigError
 from exact_ntk.gram.plan import DTYPES, Request, Shelf, sources_of
 from exact_ntk.kernels import resolve_backend
-from exact_ntk.kernels.passes import TRAINED_BY_DEFAULT
+from exact_ntk.kernels.passes import READOUTS, trained_by_default
 from exact_ntk.networks.cell import NetworkCell
 from exact_ntk.regression.cell import KernelCell
 
@@ -103,7 +103,7 @@ class Table:
     @cached_property
     def _ends(self) -> dict[str, tuple[bool, bool]]:
         """For each readout the trained ends of its first CNTK column: an NNGP kernel rides along with its passes."""
-        found = {readout: (trained, trained) for readout, trained in TRAINED_BY_DEFAULT.items()}
+        found = {readout: (trained_by_default(readout),) * 2 for readout in READOUTS}
         for column in reversed(self.config.columns):
             if isinstance(column, KernelColumn) and column.model == "cntk":
                 found[column.readout] = (column.trains_first, column.trains_last)

@@ -16,7 +16,7 @@ from exact_ntk.files import fingerprint
 from exact_ntk.gram import store as stores
 from exact_ntk.gram.store import Array, GramStore, Shape, Tile
 from exact_ntk.kernels import KERNEL_VERSION, RESOLVED_BACKENDS
-from exact_ntk.kernels.passes import TRAINED_BY_DEFAULT
+from exact_ntk.kernels.passes import trained_by_default
 from exact_ntk.locks import locked
 
 SECONDS_A_TILE = 30.0
@@ -81,7 +81,7 @@ def sources_of(
     if column.model == "cntk":
         ends = [(column.trains_first, column.trains_last)]
     else:
-        default = TRAINED_BY_DEFAULT[family]
+        default = trained_by_default(family)
         every = [(a, b) for a in (False, True) for b in (False, True)]
         ends = list(dict.fromkeys([first_ends, (default, default), *every]))
     backends = [

@@ -12,7 +12,7 @@ from exact_ntk.kernels.fused import gpu as fused_gpu
 from exact_ntk.kernels.inputs import Values, as_device, as_flag, as_integers, as_names, as_tensor
 from exact_ntk.kernels.network import network_kernels
 from exact_ntk.kernels.ntk import nngp, ntk, ntk_layers
-from exact_ntk.kernels.passes import READOUTS, Matrices, Pass, plan_passes
+from exact_ntk.kernels.passes import READOUTS, Matrices, Padding, Pass, plan_passes
 from exact_ntk.notices import warn_once
 
 __all__ = [
@@ -40,19 +40,27 @@ SLOWER = "30 (gap) to 90 (vanilla)"  # measured: README, Speed
 RESOLVED_BACKENDS = ("fused-cuda", "fused-cpu", "reference-cuda", "reference-cpu")
 
 
-def _why_not_fused(device: torch.device, dtype: torch.dtype, family: str, height: int, width: int) -> str | None:
+def _why_not_fused(
+    device: torch.device, dtype: torch.dtype, readouts: Sequence[str], padding: Padding, height: int, width: int
+) -> str | None:
     if dtype != torch.float32:
         return "the fused kernels compute in float32 only"
-    reason = fused.why_not(device, family, height, width)
+    reason = fused.why_not(device, readouts, padding, height, width)
     if reason is None:
         reason = fused_gpu.unavailable(device, height, width) if device.type == "cuda" else fused_cpu.unavailable()
     return reason
 
 
 def resolve_backend(
-    backend: str, device: torch.device, dtype: torch.dtype, height: int, width: int, family: str = "vanilla"
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    height: int,
+    width: int,
+    *readouts: str,
+    padding: Padding = "zero",
 ) -> str:
-    """The backend that will run a readout family, with its device: "reference-cpu", "fused-cpu", ... Never "auto".
+    """The backend that will run these readouts, with its device: "reference-cpu", "fused-cpu", ... Never "auto".
 
     "auto" is fused where it can run (compiling it at first use), else reference, and a warning is logged once that
     says why. Raises ValueError for a name that is not a backend, and for "fused" where it cannot run.
@@ -60,7 +68,7 @@ def resolve_backend(
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
     if backend != "reference":
-        reason = _why_not_fused(device, dtype, family, height, width)
+        reason = _why_not_fused(device, dtype, readouts, padding, height, width)
         if reason is None:
             return f"fused-{device.type}"
         if backend == "fused":
@@ -161,6 +169,7 @@ def cntk(
     readouts: Sequence[str] = ("vanilla", "gap"),
     train_first: bool | None = None,
     train_last: bool | None = None,
+    padding: Padding = "zero",
     backend: str = "auto",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -174,10 +183,13 @@ def cntk(
         x2: normalised images (n2, C, H, W), or None for x1 with itself: symmetric, with an exact diagonal.
         depths: depths L, each at least 2: L - 1 convolutions, each followed by a ReLU, then the readout.
         readouts: out of "vanilla" (NTK, fully connected readout: the trace over pixels), "gap" (NTK, global average
-            pooling: the mean over pixel pairs), and "vanilla-nngp", "gap-nngp" (the Gaussian process of the net at
-            initialisation).
+            pooling: the mean over pixel pairs), "lap-C" (NTK, local average pooling of Li et al. 2019: the mean over
+            (2 C + 1)^2 pixels around each, zeros counted, then a fully connected readout; C from 0 to 999), and
+            "vanilla-nngp", "gap-nngp", "lap-C-nngp" (the Gaussian process of the net at initialisation). All windows,
+            and gap with the same trained ends, come from one pass.
         train_first, train_last: whether the first convolution and the readout layer are trained. None is the
-            paper's setting: both for vanilla, neither for gap. The NNGP readouts do not depend on them.
+            setting of the papers: both for vanilla and lap-C, neither for gap. The NNGP readouts do not depend on them.
+        padding: "zero", or "circular", where convolutions and local averages wrap round; on the reference only.
         backend: "auto", "fused" or "reference".
         device: where to compute; None is x1's device.
         dtype: arithmetic, torch.float32 (the default) or torch.float64; sums over pixels are always float64.
@@ -204,9 +216,9 @@ def cntk(
     dtype = torch.float32 if dtype is None else dtype
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
-    jobs = plan_passes(depths, readouts, first, last)
+    jobs = plan_passes(depths, readouts, first, last, padding)
     height, width = x1.shape[2:]
-    backends = [resolve_backend(backend, target, dtype, height, width, job.family) for job in jobs]
+    backends = [resolve_backend(backend, target, dtype, height, width, *job.readouts, padding=padding) for job in jobs]
     for job, resolved in zip(jobs, backends, strict=True):
         require_memory(resolved, target, job.family, dtype, height, width)
         for name, x in (("x1", x1), ("x2", x2)):

@@ -24,8 +24,7 @@ from torch.nn import functional as F
 from exact_ntk.device import available_memory
 from exact_ntk.kernels.duals import Activation
 from exact_ntk.kernels.inputs import Values, as_tensor
-
-Padding = Literal["zero", "circular"]
+from exact_ntk.kernels.passes import PADDINGS, Padding
 
 BYTES_AT_ONCE, TENSORS_ALIVE = 64 << 20, 10
 
@@ -95,7 +94,7 @@ def require_network(layers: Sequence[Layer], height: int, width: int) -> None:
                 height, width = height // layer.window, width // layer.window
         elif isinstance(layer, Blur) and layer.c < 0:
             wrong = "c is at least 0"
-        if isinstance(layer, Conv | Blur) and layer.padding not in ("zero", "circular"):
+        if isinstance(layer, Conv | Blur) and layer.padding not in PADDINGS:
             wrong = "padding is zero or circular"
         if isinstance(layer, Readout) and layer.kind not in ("vanilla", "gap"):
             wrong = "a readout is vanilla or gap"

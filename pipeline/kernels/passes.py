@@ -1,21 +1,41 @@
 """Which kernels one pass of the recursion yields: a readout family, its depths and its trained end layers."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
+# What a pass computes: pixel pairs p = p', or all of them.
 FAMILIES = ("vanilla", "gap")
 READOUTS = tuple(f + s for f in FAMILIES for s in ("", "-nngp"))
-# The paper's setting: vanilla trains every layer, global average pooling fixes the first and the last.
-TRAINED_BY_DEFAULT = {"vanilla": True, "gap": False}
+WINDOW = re.compile(r"lap-(0|[1-9]\d{0,2})")
+Padding = Literal["zero", "circular"]
+PADDINGS: tuple[Padding, ...] = ("zero", "circular")
 # The matrix (n1, n2) of a readout at a depth.
 Matrices = Mapping[tuple[str, int], Tensor]
 
 
-def family_of(readout: str) -> str:
-    """The family of a readout: gap for gap and gap-nngp."""
+def pooling_of(readout: str) -> str:
+    """How a readout pools: gap for gap and gap-nngp, lap-4 for lap-4 and lap-4-nngp."""
     return readout.removesuffix("-nngp")
+
+
+def window_of(readout: str) -> int | None:
+    """c of local average pooling over (2 c + 1)^2 pixels, None for the other readouts."""
+    match = WINDOW.fullmatch(pooling_of(readout))
+    return int(match[1]) if match else None
+
+
+def family_of(readout: str) -> str:
+    """The family of a readout: vanilla, or gap, whose passes hold the local averages too."""
+    return "vanilla" if pooling_of(readout) == "vanilla" else "gap"
+
+
+def trained_by_default(readout: str) -> bool:
+    """Whether the end layers are trained where nothing is said: in global average pooling they are not (the paper)."""
+    return pooling_of(readout) != "gap"
 
 
 @dataclass(frozen=True)
@@ -23,7 +43,8 @@ class Pass:
     """One pass of the recursion: every kernel of a readout family, at every depth, for given trained ends.
 
     depths: depth L of the nets, L - 1 convolutions and a readout each, strictly increasing, at least 2.
-    readouts: names out of `READOUTS`, all of `family`. At depth 2 with both end layers fixed the NTK is 0.
+    readouts: names out of `READOUTS`, lap-C and lap-C-nngp, all of `family`. At depth 2 with both end layers fixed the
+    NTK is 0.  padding: of the convolutions and of the local averages.
     Raises ValueError on depths that are none.
     """
 
@@ -32,6 +53,7 @@ class Pass:
     readouts: tuple[str, ...]
     train_first: bool
     train_last: bool
+    padding: Padding = "zero"
 
     def __post_init__(self) -> None:
         if not self.depths or list(self.depths) != sorted(set(self.depths)) or self.depths[0] < 2:
@@ -40,7 +62,12 @@ class Pass:
     @property
     def ntk(self) -> bool:
         """Whether the NTK is asked for, and not the NNGP alone."""
-        return self.family in self.readouts
+        return any(pooling_of(readout) == readout for readout in self.readouts)
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """How its readouts pool, each once."""
+        return tuple(dict.fromkeys(map(pooling_of, self.readouts)))
 
     def entry_layers(self, pairs: int, height: int, width: int) -> int:
         """Work in entry-layers: pixel pairs times ReLU layers."""
@@ -48,28 +75,44 @@ class Pass:
         return pairs * (pixels if self.family == "vanilla" else pixels**2) * (self.depths[-1] - 1)
 
 
-def plan_passes(
-    depths: Sequence[int], readouts: Sequence[str], train_first: bool | None, train_last: bool | None
-) -> list[Pass]:
-    """Group `readouts` by family, each with its default trained ends where None is given.
+def _named(readout: str) -> bool:
+    return readout in READOUTS or window_of(readout) is not None
 
-    Raises ValueError for names that are no readouts, and for an NTK under which nothing is trained.
+
+def plan_passes(
+    depths: Sequence[int],
+    readouts: Sequence[str],
+    train_first: bool | None,
+    train_last: bool | None,
+    padding: Padding = "zero",
+) -> list[Pass]:
+    """Group `readouts` into passes: those of a family with the same trained ends, each with its default where None.
+
+    NNGP kernels do not depend on trained ends, and go with what else is there of their family. Raises ValueError for
+    names that are no readouts or no padding, and for an NTK under which nothing is trained.
     """
-    unknown = [r for r in readouts if r not in READOUTS]
-    if unknown or not readouts or len(set(readouts)) < len(readouts):
-        raise ValueError(f"readouts must be distinct names out of {', '.join(READOUTS)}, not {list(readouts)}")
-    passes = []
-    for family in FAMILIES:
-        default = TRAINED_BY_DEFAULT[family]
-        names = tuple(r for r in readouts if family_of(r) == family)
-        if names:
-            first = default if train_first is None else train_first
-            last = default if train_last is None else train_last
-            job = Pass(family, tuple(sorted(set(depths))), names, first, last)
-            if job.ntk and job.depths[0] < 3 and not (first or last):
-                raise ValueError(
-                    f"readout {family!r} at depth 2 with the first and the last layer fixed trains nothing, so its "
-                    "kernel is 0: ask for depths of at least 3, or train an end layer"
-                )
-            passes.append(job)
+    if not readouts or len(set(readouts)) < len(readouts) or not all(map(_named, readouts)):
+        raise ValueError(
+            f"readouts must be distinct names out of {', '.join(READOUTS)}, lap-C and lap-C-nngp (C from 0 to 999, the "
+            f"window has 2 C + 1 pixels a side), not {list(readouts)}"
+        )
+    if padding not in PADDINGS:
+        raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, not {padding!r}")
+    groups: dict[tuple[str, bool, bool], list[str]] = {}
+    for name in sorted(readouts, key=lambda name: name.endswith("-nngp")):
+        family, default = family_of(name), trained_by_default(name)
+        ends = default if train_first is None else train_first, default if train_last is None else train_last
+        begun = [key for key in groups if key[0] == family]
+        key = begun[0] if begun and name.endswith("-nngp") else (family, *ends)
+        groups.setdefault(key, []).append(name)
+    ordered, passes = tuple(sorted(set(depths))), []
+    for (family, first, last), names in sorted(groups.items(), key=lambda group: FAMILIES.index(group[0][0])):
+        job = Pass(family, ordered, tuple(r for r in readouts if r in names), first, last, padding)
+        if job.ntk and job.depths[0] < 3 and not (first or last):
+            ntk = next(r for r in job.readouts if pooling_of(r) == r)
+            raise ValueError(
+                f"readout {ntk!r} at depth 2 with the first and the last layer fixed trains nothing, so its "
+                "kernel is 0: ask for depths of at least 3, or train an end layer"
+            )
+        passes.append(job)
     return passes

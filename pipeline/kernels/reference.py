@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from exact_ntk.kernels.arccos import relu_duals, snap_to_unit
-from exact_ntk.kernels.passes import Pass
+from exact_ntk.kernels.passes import Padding, Pass, window_of
+from exact_ntk.kernels.windows import local_mean
 
 FILTER_PIXELS = 9  # q^2 of the 3 x 3 filters; c_sigma = 2 lives in the duals
 # Axes that move together under `box`, for (pairs, H, W) and (pairs, H, W, H, W).
@@ -29,12 +30,15 @@ def _narrow(m: Tensor, axes: Sequence[int], start: int, length: int) -> Tensor:
     return m
 
 
-def box(m: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-    """Sum over the 3 x 3 neighbourhood, the axes of each group moving together; outside the image is 0.
+def box(m: Tensor, groups: Sequence[Sequence[int]], padding: Padding = "zero") -> Tensor:
+    """Sum over the 3 x 3 neighbourhood, the axes of each group moving together; outside the image is 0, or it again.
 
     With `PIXEL_PAIRS`, out[p, p'] = sum over a in {-1, 0, 1}^2 of m[p + a, p' + a].
     """
     for axes in groups:
+        if padding == "circular":
+            m = m + m.roll([1] * len(axes), axes) + m.roll([-1] * len(axes), axes)
+            continue
         out = m.clone()
         inner = m.shape[axes[0]] - 1
         if inner:
@@ -44,7 +48,7 @@ def box(m: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     return m
 
 
-def deviations(x: Tensor, layers: int) -> list[Tensor]:
+def deviations(x: Tensor, layers: int, padding: Padding = "zero") -> list[Tensor]:
     """sqrt(S_h(x, x)[p, p]) for h = 0 .. layers - 1, each (n, H, W) in float64, from each image alone.
 
     On the diagonal lam = 1, so the recursion is linear: S_{h+1} = box(S_h / 9).
@@ -52,11 +56,11 @@ def deviations(x: Tensor, layers: int) -> list[Tensor]:
     norms = torch.zeros_like(x[:, 0], dtype=torch.float64)
     for channel in x.unbind(1):  # one by one: a sum over an axis may be cut by how many images there are
         norms += channel.double().square()
-    s = box(norms, SAME_PIXEL)
+    s = box(norms, SAME_PIXEL, padding)
     tables = []
     for _ in range(layers):
         tables.append(s.sqrt())
-        s = box(s / FILTER_PIXELS, SAME_PIXEL)
+        s = box(s / FILTER_PIXELS, SAME_PIXEL, padding)
     return tables
 
 
@@ -82,12 +86,12 @@ class _Vanilla:
     def zero_offset(self, m: Tensor) -> Tensor:
         return m
 
-    def readout(self, m: Tensor, zero_offset: Tensor) -> Tensor:
+    def readout(self, m: Tensor, zero_offset: Tensor, name: str, padding: Padding) -> Tensor:
         return m.sum((1, 2))
 
 
 class _Pooled:
-    """All pixel pairs: tensors (pairs, H, W, H, W), readout by the mean over p and p'."""
+    """All pixel pairs: tensors (pairs, H, W, H, W), readout by the mean over p and p', or by local means."""
 
     axes = PIXEL_PAIRS
 
@@ -105,7 +109,11 @@ class _Pooled:
         n, h, w = m.shape[:3]
         return m.view(n, h * w, h * w).diagonal(dim1=1, dim2=2).unflatten(1, (h, w))
 
-    def readout(self, m: Tensor, zero_offset: Tensor) -> Tensor:
+    def readout(self, m: Tensor, zero_offset: Tensor, name: str, padding: Padding) -> Tensor:
+        c = window_of(name)
+        if c is not None:
+            zero = zero_offset - self.zero_offset(m)
+            return local_mean(m, c, padding) + local_mean(zero, c, padding)
         others = m.sum((1, 2, 3, 4), dtype=torch.float64) - self.zero_offset(m).sum((1, 2), dtype=torch.float64)
         return (others + zero_offset.sum((1, 2))) / m[0].numel()
 
@@ -118,7 +126,7 @@ def _layers(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (K, R) after each ReLU, h = 1 .. L - 1, for pairs (x1[i], x2[i]); R is K where no NTK is asked for."""
     equal = (x1 == x2).flatten(1).all(1)[:, None, None]
-    s = box(family.inner_products(x1.double(), x2.double()), family.axes).to(family.dtype)
+    s = box(family.inner_products(x1.double(), x2.double()), family.axes, job.padding).to(family.dtype)
     t = s if job.train_first else torch.zeros_like(s)
     for a, b in zip(d1, d2, strict=True):
         lam = s * family.outer(_reciprocal(a).to(s), _reciprocal(b).to(s))
@@ -128,8 +136,8 @@ def _layers(
         k = kappa_1.mul_(family.outer(a.to(s), b.to(s))).div_(FILTER_PIXELS)
         r = torch.addcmul(k, kappa_0.div_(FILTER_PIXELS), t) if job.ntk else k
         yield k, r
-        s = box(k, family.axes)
-        t = box(r, family.axes) if job.ntk else s
+        s = box(k, family.axes, job.padding)
+        t = box(r, family.axes, job.padding) if job.ntk else s
 
 
 def _pairs_at_once(x: Tensor, family: _Vanilla | _Pooled, budget: int | None) -> int:
@@ -187,8 +195,8 @@ def _pair_values(
     family, same_pixel = FAMILIES[job.family](dtype), _Vanilla(dtype)
     other = x1 if x2 is None else x2
     layers = max(job.depths) - 1
-    d1 = deviations(x1, layers)
-    d2 = d1 if x2 is None else deviations(other, layers)
+    d1 = deviations(x1, layers, job.padding)
+    d2 = d1 if x2 is None else deviations(other, layers, job.padding)
     step = _pairs_at_once(x1, family, byte_budget)
     for i, j in zip(rows.split(step), columns.split(step), strict=True):
         pairs = x1[i], other[j], [d[i] for d in d1], [d[j] for d in d2]
@@ -200,4 +208,4 @@ def _pair_values(
                 nngp, nngp_same = (k for k, _ in layer)
                 for slot, name in enumerate(job.readouts):
                     parts = (nngp, nngp_same) if name.endswith("-nngp") else (ntk, ntk_same)
-                    yield slot, job.depths.index(depth), i, j, family.readout(*parts)
+                    yield slot, job.depths.index(depth), i, j, family.readout(*parts, name, job.padding)

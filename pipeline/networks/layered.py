@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exact_ntk.kernels.duals import Activation
-from exact_ntk.kernels.network import Blur, Conv, Layer, Padding, Pool, Readout, require_network
+from exact_ntk.kernels.network import Blur, Conv, Layer, Pool, Readout, require_network
+from exact_ntk.kernels.passes import Padding
 
 
 def _padded(x: Tensor, reach: int, padding: Padding) -> Tensor:

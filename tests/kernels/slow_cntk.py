@@ -32,7 +32,10 @@ def _relu_step(sxy, sxx, syy):
 
 
 def slow_cntk(x, y, depth, train_first, train_last):
-    """x, y (C, H, W): {"vanilla", "vanilla-nngp", "gap", "gap-nngp"} -> float, all with the given trained ends."""
+    """x, y (C, H, W): {"vanilla", "vanilla-nngp", "gap", "gap-nngp"} -> float, all with the given trained ends.
+
+    And what they sum up, (H, W, H, W): "pixels" and "pixels-nngp".
+    """
     products = [np.einsum("chw,cij->hwij", a, b) for a, b in ((x, y), (x, x), (y, y))]
     sxy, sxx, syy = (_box(m) for m in products)
     t = sxy.copy() if train_first else np.zeros_like(sxy)
@@ -53,4 +56,6 @@ def slow_cntk(x, y, depth, train_first, train_last):
         "vanilla-nngp": trace(k),
         "gap": float(ntk.sum()) / pixels**2,
         "gap-nngp": float(k.sum()) / pixels**2,
+        "pixels": ntk,
+        "pixels-nngp": k,
     }

@@ -6,21 +6,27 @@ GPU all is in `gpu.cu`. float32 arithmetic with float64 sums and a float64 zero 
 H x W with min(H, W) <= 32 and max(H, W) <= 64, and on a CPU vanilla kernels of any size.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from exact_ntk.kernels.passes import Pass
+from exact_ntk.kernels.passes import Padding, Pass, family_of, window_of
 
 SHORT_SIDE, LONG_SIDE = 32, 64
 
 
-def why_not(device: torch.device, family: str, height: int, width: int) -> str | None:
-    """Why there are no kernels of a readout family for images of this size on such a device, or None."""
+def why_not(device: torch.device, readouts: Sequence[str], padding: Padding, height: int, width: int) -> str | None:
+    """Why there are no kernels with these readouts for images of this size on such a device, or None."""
     if device.type not in ("cpu", "cuda"):
         return f"there are no fused kernels for device {device.type}"
+    if padding != "zero":
+        return "the fused kernels pad with zeros only"
+    if any(window_of(readout) is not None for readout in readouts):
+        return "there are no fused kernels of local average pooling"
     if min(height, width) <= SHORT_SIDE and max(height, width) <= LONG_SIDE:
         return None
-    if device.type == "cpu" and family == "vanilla":
+    if device.type == "cpu" and all(family_of(readout) == "vanilla" for readout in readouts):
         return None
     which = "pooled kernels" if device.type == "cpu" else "kernels on a GPU"
     return f"the fused {which} cover images up to {SHORT_SIDE} x {LONG_SIDE} pixels, not {height} x {width}"
