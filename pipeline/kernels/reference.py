@@ -37,7 +37,7 @@ def box(m: Tensor, groups: Sequence[Sequence[int]], padding: Padding = "zero") -
     """
     for axes in groups:
         if padding == "circular":
-            m = m + m.roll([1] * len(axes), axes) + m.roll([-1] * len(axes), axes)
+            m = m + m.roll([1] * len(axes), tuple(axes)) + m.roll([-1] * len(axes), tuple(axes))
             continue
         out = m.clone()
         inner = m.shape[axes[0]] - 1

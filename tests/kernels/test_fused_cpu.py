@@ -208,6 +208,56 @@ def test_symmetric_half(shape):
     assert torch.equal(k.tril(), fused(x, x.clone(), depths=(3, 6), readouts=READOUTS).tril())
 
 
+WINDOWS = tuple(f"lap-{c}{kind}" for c in (0, 1, 2, 12) for kind in ("", "-nngp"))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("ends", ENDS)
+def test_local_averages_agree_with_the_reference(shape, ends):
+    x, y = degenerate(shape), images(2, shape, seed=1).float()
+    y[0] = x[2]
+    if shape[1] * shape[2] > 90:
+        x = x[:3]
+    options = dict(depths=(3, 6), readouts=WINDOWS, train_first=ends[0], train_last=ends[1])
+    # Measured: at most 3e-7.
+    assert largest_error(x, y, **options) < BOUND
+    assert torch.equal(fused(x, diagonal=True, **options), fused(x, **options).diagonal(dim1=-2, dim2=-1))
+
+
+@pytest.mark.parametrize("name", ["one pixel", "noise", "shared background"])
+def test_local_averages_of_nearly_equal_images(name):
+    x, y = (z[..., 8:, 8:].float() for z in nearly_equal_pairs()[name])
+    assert largest_error(x, y, depths=(3, 11, 21), readouts=WINDOWS) < BOUND
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (1, 6, 32), (1, 17, 5)])
+@pytest.mark.parametrize("ends", ENDS)
+def test_a_local_average_has_the_same_bits_alone_and_beside_others(shape, ends):
+    """Alone a small window computes only the planes that it needs."""
+    x, y = degenerate(shape)[:3], images(2, shape, seed=1).float()
+    options = dict(depths=(3, 6), train_first=ends[0], train_last=ends[1])
+    names = ("gap", *WINDOWS, "gap-nngp")
+    together = fused(x, y, readouts=names, **options)
+    for slot, name in enumerate(names):
+        assert torch.equal(fused(x, y, readouts=(name,), **options)[0], together[slot]), name
+    assert torch.equal(fused(x, y, readouts=WINDOWS, **{**options, "depths": (3,)})[:, 0], together[1:-1, 0])
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (1, 17, 5)])
+def test_windows_of_one_pixel_are_vanilla_and_of_the_whole_image_global(shape):
+    x, y = degenerate(shape), images(2, shape, seed=1).float()
+    options = dict(depths=(3, 11), train_first=True, train_last=True)
+    names = [f"{name}{kind}" for name in ("lap-0", "lap-31", "vanilla", "gap") for kind in ("", "-nngp")]
+    k = dict(zip(names, fused(x, y, readouts=names, **options), strict=True))
+    pixels = shape[1] * shape[2]
+    for kind in ("", "-nngp"):
+        scale = float(k[f"vanilla{kind}"].max())
+        # The vanilla kernel is float32, lap-0 float64 throughout. Measured: at most 1e-7; of the mean, 2e-7.
+        torch.testing.assert_close(k[f"lap-0{kind}"], k[f"vanilla{kind}"], rtol=0, atol=1e-6 * scale)
+        expected = pixels**3 / 63**4 * k[f"gap{kind}"]
+        torch.testing.assert_close(k[f"lap-31{kind}"], expected, rtol=1e-6, atol=0)
+
+
 def test_the_vanilla_diagonal_is_the_exact_recursion():
     x = images(4, (3, 9, 9)).float()
     options = dict(depths=(3, 21), readouts=("vanilla", "vanilla-nngp"))
@@ -240,9 +290,11 @@ def test_other_vectors_and_roots_from_the_same_source(march, more, tmp_path):
     library = cpu.load(build.build_library(tmp_path, (*flags, *more)))
     x = torch.cat([degenerate((1, 8, 8)), images(3, (1, 8, 8)).float()])
     for family in ("vanilla", "gap"):
-        job = Pass(family, (3, 11, 21), (family, f"{family}-nngp"), family == "vanilla", family == "vanilla")
+        names = (family, f"{family}-nngp", *(["lap-1", "lap-3-nngp"] if family == "gap" else []))
+        job = Pass(family, (3, 11, 21), names, family == "vanilla", family == "vanilla")
         found = cpu.cntk_pass(x, None, job, library)
-        options = dict(depths=job.depths, readouts=job.readouts, dtype=torch.float64)
+        ends = dict(train_first=job.train_first, train_last=job.train_last)
+        options = dict(depths=job.depths, readouts=job.readouts, dtype=torch.float64, **ends)
         own = diagonal(x, **options)
         assert error(found, cntk(x, **options), own, own) < BOUND
         for slot, depth in enumerate(job.depths):
@@ -392,11 +444,14 @@ def test_a_value_does_not_depend_on_the_depths_or_readouts_beside_it():
             assert torch.equal(fused(x, depths=depths, readouts=(name,), **ends)[0], together[slot]), name
 
 
-@given(st.sets(st.integers(2, 12), min_size=1, max_size=4), st.sets(st.sampled_from(READOUTS), min_size=1))
+MANY = (*READOUTS, "lap-1", "lap-2-nngp")
+
+
+@given(st.sets(st.integers(2, 12), min_size=1, max_size=4), st.sets(st.sampled_from(MANY), min_size=1))
 def test_any_request_holds_the_bits_of_the_whole(depths: set[int], readouts: set[str]):
     ordered, names = tuple(sorted(depths)), tuple(sorted(readouts))
     x, ends = alike()[:8, :, :6, :6], dict(train_first=True, train_last=True)
-    whole = fused(x, depths=tuple(range(2, 13)), readouts=READOUTS, **ends)
+    whole = fused(x, depths=tuple(range(2, 13)), readouts=MANY, **ends)
     found = fused(x, depths=ordered, readouts=names, **ends)
-    at = [READOUTS.index(name) for name in names]
+    at = [MANY.index(name) for name in names]
     assert torch.equal(found, whole[at][:, [depth - 2 for depth in ordered]])

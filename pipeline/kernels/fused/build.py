@@ -27,6 +27,7 @@ from exact_ntk.notices import warn_once
 HERE = Path(__file__).parent
 CPU_SOURCES = (
     "arithmetic.h",
+    "windows.h",
     "call.h",
     "images.h",
     "exact.h",

@@ -38,11 +38,11 @@ void self_pairs(Call& call, const float* x, long n, const Shape& shape, const Jo
     for (long begin = 0; begin < n && call.goes_on(); begin += panel) {
         const Images images(call, x, begin, std::min(panel, n - begin), shape, 1);
         call.parallel(images.count, make, [&](auto& tools, long i) {
-            std::vector<double> found(2 * job.layers);
+            std::vector<double> found(2 * job.slots());
             sums(tools, images, i, found.data());
             const double scale = images.scale(i) * images.scale(i);
-            for (int h = 0; h < job.layers; h++)
-                if (job.read[h]) out.put(h, 0, begin + i, found[2 * h] * scale, found[2 * h + 1] * scale);
+            for (int slot = 0; slot < job.slots(); slot++)
+                if (job.read[slot % job.layers]) out.put(slot, 0, begin + i, found[2 * slot] * scale, found[2 * slot + 1] * scale);
         });
     }
 }
@@ -53,23 +53,28 @@ enum Pairs : int { ALL = 0, LOWER = 1, SELF = 2 };
 
 extern "C" {
 
-// x1 (n1, channels, rows, columns), x2 (n2, ...); pairs: see Pairs, x2 is x1 where not ALL; ntk, nngp: for each layer where
-// the kernel at the depth that reads it out goes, a matrix (n1, n2) whose rows are `stride` apart, one row (n1) for SELF, or
-// null; stop: see Call; again: how many vanilla pairs were nearly equal and so computed in double. Returns a Status; what
-// was not computed is not written.
+// x1 (n1, channels, rows, columns), x2 (n2, ...); pairs: see Pairs, x2 is x1 where not ALL; windows: for each pooling c of its
+// window, or EVERY_PAIR; ntk, nngp: for each pooling, and of it for each layer, where the kernel at the depth that reads it out
+// goes, a matrix (n1, n2) whose rows are `stride` apart, one row (n1) for SELF, or null; stop: see Call; again: how many vanilla
+// pairs were nearly equal and so computed in double. Returns a Status; what was not computed is not written.
 int ntk_cntk(int is_pooled, const float* x1, long n1, const float* x2, long n2, int pairs, int channels, int rows,
-             int columns, int layers, double* const* ntk, double* const* nngp, long stride, int train_first, int train_last,
-             int threads, const volatile int* stop, long* again) {
+             int columns, int layers, int poolings, const int* windows, double* const* ntk, double* const* nngp, long stride,
+             int train_first, int train_last, int threads, const volatile int* stop, long* again) {
     Call call(threads, stop);
     *again = 0;
     try {
         const Shape shape{channels, rows, columns, layers};
         std::vector<uint8_t> read(layers);
-        for (int h = 0; h < layers; h++) read[h] = ntk[h] || nngp[h];
-        const bool any = std::any_of(ntk, ntk + layers, [](const double* matrix) { return matrix; });
-        const Job job{layers, read.data(), train_first != 0, any};
+        for (int slot = 0; slot < poolings * layers; slot++) read[slot % layers] |= ntk[slot] || nngp[slot];
+        const bool any = std::any_of(ntk, ntk + poolings * layers, [](const double* matrix) { return matrix; });
+        const Job job{layers, read.data(), train_first != 0, any, poolings, windows};
         const double pixels = (double)shape.pixels();
-        const Output out{ntk, nngp, stride, pairs == LOWER, train_last != 0, is_pooled ? pixels * pixels : 1.0};
+        std::vector<double> shares;
+        for (int pooling = 0; pooling < poolings; pooling++) {
+            const double side = 2.0 * windows[pooling] + 1;
+            shares.push_back(windows[pooling] != EVERY_PAIR ? side * side * side * side : is_pooled ? pixels * pixels : 1.0);
+        }
+        const Output out{ntk, nngp, layers, stride, pairs == LOWER, train_last != 0, shares.data()};
         if (pairs == SELF && is_pooled)
             self_pairs(call, x1, n1, shape, job, out, [&] { return Pooled(shape, job); },
                        [](Pooled& tools, const Images& images, long i, double* to) {
@@ -77,7 +82,7 @@ int ntk_cntk(int is_pooled, const float* x1, long n1, const float* x2, long n2, 
                            tools.pair(images, i, images, i, to);
                        });
         else if (pairs == SELF)
-            self_pairs(call, x1, n1, shape, job, out, [&] { return ZeroOffset(shape); },
+            self_pairs(call, x1, n1, shape, job, out, [&] { return ZeroOffset(shape, job); },
                        [&](ZeroOffset& tools, const Images& images, long i, double* to) { tools(images, i, images, i, job, to); });
         else if (is_pooled)
             panels(call, x1, n1, x2, n2, shape, 1, job, out, [](auto&... given) { return pooled(given...), 0L; });

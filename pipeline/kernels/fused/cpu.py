@@ -12,12 +12,13 @@ from torch import Tensor
 
 from exact_ntk.kernels.fused import LONG_SIDE, SHORT_SIDE
 from exact_ntk.kernels.fused.build import CompileError, build_library, cache_folder
-from exact_ntk.kernels.passes import Matrices, Pass
+from exact_ntk.kernels.passes import Matrices, Pass, window_of
 
 log = logging.getLogger("ntk")
 
 NO_MEMORY = 2  # as in call.h
 ALL, LOWER, SELF = 0, 1, 2  # as in cpu.cpp: which pairs
+EVERY_PAIR = -1  # as in exact.h
 
 
 @functools.cache
@@ -31,7 +32,8 @@ def load(library: ctypes.CDLL) -> ctypes.CDLL:
     arguments: Any = [
         ctypes.c_int,
         *[floats, ctypes.c_long] * 2,
-        *[ctypes.c_int] * 5,
+        *[ctypes.c_int] * 6,
+        ctypes.POINTER(ctypes.c_int),
         *[matrices] * 2,
         ctypes.c_long,
         *[ctypes.c_int] * 3,
@@ -87,12 +89,20 @@ def _floats(x: Tensor) -> ctypes._Pointer:
     return ctypes.cast(x.data_ptr(), ctypes.POINTER(ctypes.c_float))
 
 
-def _addresses(out: Matrices, job: Pass, readout: str) -> Any:
-    """For each layer the address of the matrix that its depth's values of a readout go to, or null."""
-    addresses = (ctypes.c_void_p * (max(job.depths) - 1))()
-    for depth in job.depths if readout in job.readouts else ():
-        addresses[depth - 2] = out[readout, depth].data_ptr()
+def _addresses(out: Matrices, job: Pass, kind: str) -> Any:
+    """For each pooling and layer the address of the matrix for its depth's values, or null; kind: "" or "-nngp"."""
+    layers = max(job.depths) - 1
+    addresses = (ctypes.c_void_p * (len(job.poolings) * layers))()
+    for place, pooling in enumerate(job.poolings):
+        for depth in job.depths if pooling + kind in job.readouts else ():
+            addresses[place * layers + depth - 2] = out[pooling + kind, depth].data_ptr()
     return addresses
+
+
+def _windows(job: Pass) -> Any:
+    """For each pooling c of its window, or that there is none."""
+    found = [window_of(pooling) for pooling in job.poolings]
+    return (ctypes.c_int * len(found))(*[EVERY_PAIR if c is None else c for c in found])
 
 
 def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, library: ctypes.CDLL | None = None) -> Tensor:
@@ -136,8 +146,10 @@ def _call(x1: Tensor, x2: Tensor, pairs: int, job: Pass, out: Matrices, library:
         pairs,
         *a.shape[1:],
         max(job.depths) - 1,
-        _addresses(out, job, job.family),
-        _addresses(out, job, f"{job.family}-nngp"),
+        len(job.poolings),
+        _windows(job),
+        _addresses(out, job, ""),
+        _addresses(out, job, "-nngp"),
         out[job.readouts[0], job.depths[0]].stride(0),
         job.train_first,
         job.train_last,

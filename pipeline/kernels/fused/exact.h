@@ -5,14 +5,21 @@
 static inline double root(double x) { return __builtin_sqrt(x); }
 
 #include "arithmetic.h"
+#include "windows.h"
 
 namespace {
 
-// What to compute: which layers are read out, and whether T_0 = S_0, the NTK and the NNGP are wanted.
+constexpr int EVERY_PAIR = -1;  // in place of a window: the sum over all pixel pairs there are
+
+// What to compute: which layers are read out, how, and whether T_0 = S_0, the NTK and the NNGP are wanted.
 struct Job {
     int layers;
     const uint8_t* read;
     bool train_first, ntk;
+    int poolings;
+    const int* windows;  // for each pooling c of its window, or EVERY_PAIR
+
+    int slots() const { return poolings * layers; }  // of sums of R and of K: for each pooling, and of it for each layer
 };
 
 // A row of the zero offset, written so that a compiler makes vectors of it. S, T: the box of s and t, one entry a column.
@@ -32,11 +39,21 @@ void exact_row(int columns, const double* __restrict S, const double* __restrict
 // One a thread: its arrays are used again for every pair.
 class ZeroOffset {
 public:
-    explicit ZeroOffset(const Shape& shape)
-        : stride(shape.columns + 2), s(size(shape)), t(size(shape)), across_s(size(shape)), across_t(size(shape)),
-          S(shape.columns), T(shape.columns), sum_r(shape.columns), sum_k(shape.columns) {}
+    ZeroOffset(const Shape& shape, const Job& job)
+        : weights(job.poolings), stride(shape.columns + 2), s(size(shape)), t(size(shape)), across_s(size(shape)), across_t(size(shape)),
+          S(shape.columns), T(shape.columns), sum_r(shape.columns), sum_k(shape.columns) {
+        for (int pooling = 0; pooling < job.poolings; pooling++) {
+            const int c = job.windows[pooling];
+            if (c == EVERY_PAIR) continue;
+            weights[pooling].assign(size(shape), 0.0);
+            for (int i = 0; i < shape.rows; i++)
+                for (int j = 0; j < shape.columns; j++)
+                    weights[pooling][(i + 1) * stride + j + 1] = (double)windows_with_both(shape.rows, c, i, i) *
+                                                                 windows_with_both(shape.columns, c, j, j);
+        }
+    }
 
-    // out[2 h] = sum R, out[2 h + 1] = sum K after layer h
+    // out[2 slot] = sum R, out[2 slot + 1] = sum K, weighted as the slot's pooling wants it, after its layer
     void operator()(const Images& a, long i, const Images& b, long j, const Job& job, double* out) {
         const Shape& shape = a.shape;
         const int rows = shape.rows, columns = shape.columns;
@@ -67,12 +84,21 @@ public:
                 (equal ? exact_row<true> : exact_row<false>)(columns, S.data(), T.data(), d1 + q, d2 + q, n, &s[p], &t[p],
                                                              sum_k.data(), sum_r.data());
             }
-            out[2 * h] = out[2 * h + 1] = 0;
-            for (int c = 0; c < columns; c++) out[2 * h] += sum_r[c], out[2 * h + 1] += sum_k[c];
+            for (int pooling = 0; pooling < job.poolings; pooling++) {
+                double* to = out + 2 * (pooling * job.layers + h);
+                to[0] = to[1] = 0;
+                if (weights[pooling].empty()) {
+                    for (int c = 0; c < columns; c++) to[0] += sum_r[c], to[1] += sum_k[c];
+                } else if (job.read[h]) {
+                    const double* weight = weights[pooling].data();
+                    for (size_t p = 0; p < s.size(); p++) to[0] += weight[p] * t[p], to[1] += weight[p] * s[p];
+                }
+            }
         }
     }
 
 private:
+    std::vector<std::vector<double>> weights;  // of the window poolings, laid out as s and t
     static size_t size(const Shape& shape) { return (size_t)(shape.rows + 2) * (shape.columns + 2); }
     const size_t stride;
     // s, t: what `box` has yet to sum, with an empty border; across: sums of three along a row, empty above and below

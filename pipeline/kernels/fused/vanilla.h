@@ -30,7 +30,7 @@ class Square {
 public:
     Square(const Shape& shape, const Job& job, long side)
         : shape_(shape), job_(job), side_(side), cut_(shape, 0, false), planes_(shape, side * side), sums_(side * side),
-          running_(side * side), totals_(side * side * shape.packed() * job.layers), exact_(2 * job.layers), zero_offset_(shape) {}
+          running_(side * side), totals_(side * side * shape.packed() * job.layers), exact_(2 * job.slots()), zero_offset_(shape, job) {}
 
     // Images from i0, and blocks of second images from b0. Returns how many pairs were nearly equal.
     long compute(const Images& first, long i0, const Images& second, long b0, const Output& out) {
