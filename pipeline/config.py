@@ -1,11 +1,11 @@
 """What a table is made of: the models of the YAML config, with their defaults. `settings` loads them."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
-Readout = Literal["vanilla", "gap"]
 SHORT = {"vanilla": "V", "gap": "GAP"}
 
 
@@ -32,6 +32,12 @@ def _epochs(value: Any) -> int | tuple[int, ...]:
     return tuple(values) if isinstance(value, list | tuple) else value
 
 
+def _readout(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"vanilla|gap|lap-(0|[1-9][0-9]{0,2})", value):
+        return value
+    raise ValueError("should be 'vanilla', 'gap' or 'lap-C' with C from 0 to 999, such as 'lap-4'")
+
+
 def _tile(value: Any) -> int | str:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096):
         return value
@@ -39,6 +45,7 @@ def _tile(value: Any) -> int | str:
 
 
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Readout = Annotated[str, PlainValidator(_readout)]
 Count = Annotated[int | Literal["all"], PlainValidator(_count)]
 
 
@@ -155,13 +162,13 @@ class _Column(_Model):
 
     @property
     def trains_first(self) -> bool:
-        """Whether the first convolution is trained: by default with the vanilla readout only."""
-        return self.readout == "vanilla" if self.train_first is None else self.train_first
+        """Whether the first convolution is trained: by default not under global average pooling."""
+        return self.readout != "gap" if self.train_first is None else self.train_first
 
     @property
     def trains_last(self) -> bool:
-        """Whether the readout layer is trained: by default with the vanilla readout only."""
-        return self.readout == "vanilla" if self.train_last is None else self.train_last
+        """Whether the readout layer is trained: by default not under global average pooling."""
+        return self.readout != "gap" if self.train_last is None else self.train_last
 
     def _refuse_untrained(self) -> None:
         if self.depths[0] == 2 and not (self.trains_first or self.trains_last):
@@ -177,6 +184,7 @@ class EarlyStopping(_Model):
 class KernelColumn(_Column):
     """Kernel regression with the CNTK, or with the NNGP kernel of the same net at initialisation.
 
+    readout: vanilla, gap, or lap-C, the local average over (2 C + 1)^2 pixels (Li et al. 2019).
     ridge: r stands for K + r mean(diag K) I.  on_indefinite: what to do when K is not positive definite.
     early_stopping: report beside the regression what stopping gradient flow early would give; none by default.
     """
@@ -196,7 +204,7 @@ class KernelColumn(_Column):
 
     @property
     def kernel(self) -> str:
-        """The kernel readout's name: vanilla, gap, vanilla-nngp or gap-nngp."""
+        """The kernel readout's name: vanilla, gap, lap-4, vanilla-nngp, ..."""
         return self.readout if self.model == "cntk" else f"{self.readout}-nngp"
 
 
@@ -212,6 +220,7 @@ class CnnColumn(_Column):
     """
 
     model: Literal["cnn"]
+    readout: Literal["vanilla", "gap"]
     width: int = Field(1024, ge=1)
     kappa: Number = Field(0.05, gt=0)
     seeds: int = Field(3, ge=1)
@@ -246,8 +255,8 @@ Column = Annotated[KernelColumn | CnnColumn, Field(discriminator="model")]
 
 
 def default_name(column: KernelColumn | CnnColumn) -> str:
-    """The paper's name for a column: CNTK-GAP, CNN-V, CNTK-V-2K, ..."""
-    name = f"{column.model.upper()}-{SHORT[column.readout]}"
+    """The paper's name for a column: CNTK-GAP, CNN-V, CNTK-V-2K, ..., and after it CNTK-LAP-4."""
+    name = f"{column.model.upper()}-{SHORT.get(column.readout, column.readout.upper())}"
     if column.train.n == "all":
         return name
     n = int(column.train.n)

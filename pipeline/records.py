@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from exact_ntk.config import Readout
 from exact_ntk.errors import StoreError
 
 
@@ -80,7 +81,7 @@ class _CellRecord(_Record):
     over all draws; None in earlier records. fingerprint: of all that the accuracy depends on."""
 
     column: str
-    readout: Literal["vanilla", "gap"]
+    readout: Readout
     depth: int
     accuracy: float
     standard_error: float
@@ -226,7 +227,7 @@ class ColumnHead(_Record):
 
     name: str
     model: Literal["cntk", "nngp", "cnn"]
-    readout: Literal["vanilla", "gap"]
+    readout: Readout
     depths: list[int]
     paper: list[float]
 

@@ -13,7 +13,7 @@ from exact_ntk.draws import OrderedImages
 from exact_ntk.errors import ConfigError
 from exact_ntk.gram.plan import DTYPES, Request, Shelf, sources_of
 from exact_ntk.kernels import resolve_backend
-from exact_ntk.kernels.passes import READOUTS, trained_by_default
+from exact_ntk.kernels.passes import FAMILIES, family_of, trained_by_default
 from exact_ntk.networks.cell import NetworkCell
 from exact_ntk.regression.cell import KernelCell
 
@@ -65,16 +65,16 @@ class Table:
 
     @cached_property
     def backends(self) -> dict[str, str]:
-        """For each readout family that the table reads, the kernel backend that computes it here.
+        """For each readout of the table's kernel columns, the kernel backend that computes it here.
 
         Raises ConfigError where the one asked for cannot run.
         """
         gram, (height, width) = self.config.gram, self.images.x.shape[2:]
-        families = dict.fromkeys(c.readout for c in self.config.columns if isinstance(c, KernelColumn))
+        readouts = dict.fromkeys(c.readout for c in self.config.columns if isinstance(c, KernelColumn))
         try:
             return {
-                family: resolve_backend(gram.backend, self.device, DTYPES[gram.dtype], height, width, family)
-                for family in families
+                readout: resolve_backend(gram.backend, self.device, DTYPES[gram.dtype], height, width, readout)
+                for readout in readouts
             }
         except ValueError as error:
             raise ConfigError(f"gram.backend: {error}") from error
@@ -96,17 +96,17 @@ class Table:
     def _cell(self, name: str, column: KernelColumn | CnnColumn, depth: int) -> Cell:
         if isinstance(column, CnnColumn):
             return NetworkCell(name, column, depth, self.images, self.folder)
-        ends = self._ends[column.readout]
+        ends = self._ends[family_of(column.readout)]
         sources = sources_of(column, self.config.gram, self.images, self._backends_if_any.get(column.readout), ends)
         return KernelCell(name, column, depth, self.images, sources, self.shelf)
 
     @cached_property
     def _ends(self) -> dict[str, tuple[bool, bool]]:
-        """For each readout the trained ends of its first CNTK column: an NNGP kernel rides along with its passes."""
-        found = {readout: (trained_by_default(readout),) * 2 for readout in READOUTS}
+        """For each family the trained ends of its first CNTK column: an NNGP kernel rides along with its passes."""
+        found = {family: (trained_by_default(family), trained_by_default(family)) for family in FAMILIES}
         for column in reversed(self.config.columns):
             if isinstance(column, KernelColumn) and column.model == "cntk":
-                found[column.readout] = (column.trains_first, column.trains_last)
+                found[family_of(column.readout)] = (column.trains_first, column.trains_last)
         return found
 
     @cached_property
@@ -117,7 +117,7 @@ class Table:
 
         def work(cell: KernelCell) -> int:
             pairs = sum(len(d.train) * (len(d.train) // 2 + len(d.test)) for d in cell.draws)
-            return pairs * (pixels if cell.column.readout == "gap" else 1)
+            return pairs * (1 if cell.column.readout == "vanilla" else pixels)
 
         return sorted(cells, key=work)
 

@@ -8,6 +8,7 @@ import yaml
 from exact_ntk.config import Config
 from exact_ntk.errors import ConfigError
 from exact_ntk.files import fingerprint
+from exact_ntk.kernels.passes import window_of
 from exact_ntk.settings import bundled, load_config
 
 
@@ -287,4 +288,34 @@ def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing(tmp_path: Path
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({"name": "c", "data": {"dataset": "digits"}, "columns": columns}))
     with pytest.raises(ConfigError, match=r"columns\.0\.readut: unknown key; did you mean readout\? \(and 1 more\)"):
+        load_config(str(path))
+
+
+WINDOWED = """
+name: windows
+data: {dataset: digits}
+columns: [{model: %s, readout: %s, depths: [3]}]
+"""
+
+
+@pytest.mark.parametrize("c", [0, 4, 999])
+def test_local_averages_are_readouts_of_kernel_columns(tmp_path: Path, c: int):
+    path = tmp_path / "windows.yaml"
+    path.write_text(WINDOWED % ("cntk", f"lap-{c}"))
+    config = load_config(str(path))
+    assert config.column_names == [f"CNTK-LAP-{c}"]
+    (column,) = config.columns
+    assert column.trains_first
+    assert column.trains_last
+    assert window_of(column.readout) == c  # one name in configs and kernels
+    path.write_text(WINDOWED % ("cnn", f"lap-{c}"))
+    with pytest.raises(ConfigError, match=r"readout: .*'vanilla' or 'gap'"):
+        load_config(str(path))
+
+
+@pytest.mark.parametrize("readout", ["lap", "lap-04", "lap-1000", "lap-4-nngp", "4", "[lap-4]"])
+def test_a_window_that_is_none_is_refused(tmp_path: Path, readout: str):
+    path = tmp_path / "windows.yaml"
+    path.write_text(WINDOWED % ("cntk", readout))
+    with pytest.raises(ConfigError, match=r"readout: .*'lap-C' with C from 0 to 999"):
         load_config(str(path))

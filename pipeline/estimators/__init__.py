@@ -15,13 +15,14 @@ __all__ = ["CNTKClassifier", "CNTKRegressor"]
 PARAMETERS = """
     Parameters:
         depth: L, the number of convolutions and the readout, at least 2; 3 for pooled nets with both end layers fixed.
-        readout: "gap" (global average pooling) or "vanilla" (fully connected over all pixels).
+        readout: "gap" (global average pooling), "vanilla" (fully connected over all pixels) or "lap-4", ... (fully
+            connected over local averages of 9 x 9 pixels, ...).
         kernel: "ntk", of the trained net, or "nngp", of the net at initialisation.
         ridge: K + ridge mean(diag K) I is solved; "loo" takes, out of powers of ten from 1e-8 to 100, the one of least
             squared leave-one-out error.
         early_stopping: None, or the share of images to hold out: gradient flow on the others is stopped where it does
             best on these.
-        train_first, train_last: whether an end layer is trained; None is both for vanilla, neither for gap.
+        train_first, train_last: whether an end layer is trained; None is both, for gap neither.
         normalise: "standard" (each channel minus its mean, by its deviation) or "none". uint8 counts in units of 255.
         image_shape: (H, W) or (H, W, C) of rows; without it a row of d numbers is one pixel of d channels.
         layout: "nhwc" or "nchw"; None is nhwc, and a shape that leaves doubt is refused.

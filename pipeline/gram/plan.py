@@ -16,7 +16,7 @@ from exact_ntk.files import fingerprint
 from exact_ntk.gram import store as stores
 from exact_ntk.gram.store import Array, GramStore, Shape, Tile
 from exact_ntk.kernels import KERNEL_VERSION, RESOLVED_BACKENDS
-from exact_ntk.kernels.passes import trained_by_default
+from exact_ntk.kernels.passes import family_of, trained_by_default
 from exact_ntk.locks import locked
 
 SECONDS_A_TILE = 30.0
@@ -77,7 +77,7 @@ def sources_of(
     them. A float64 pass serves where float32 is asked for, and values kept in float64 where float32 is. first_ends: the
     trained ends of the pass that an NNGP column rides along with.
     """
-    family = column.readout
+    family = family_of(column.readout)
     if column.model == "cntk":
         ends = [(column.trains_first, column.trains_last)]
     else:

@@ -9,7 +9,7 @@ import numpy as np
 from exact_ntk.records import KernelRecord, NetworkRecord, Results
 from exact_ntk.report.drawing import Drawing, Line, Panel, panel
 
-TITLES = {"vanilla": "vanilla readout", "gap": "global average pooling"}
+TITLES = {"vanilla": "vanilla readout", "gap": "global average pooling", "lap": "local average pooling"}
 # What a network and a kernel must share for the gap between them to mean anything.
 SAME = ("readout", "train", "test", "train_first", "train_last")
 # What networks of one line may differ in.
@@ -17,6 +17,11 @@ APART = ("name", "width", "paper", "depths")
 BARS = "Bars: one standard error."
 
 Record = KernelRecord | NetworkRecord
+
+
+def pooling(readout: str) -> str:
+    """Which of `TITLES` a readout belongs to: lap for lap-4."""
+    return readout.partition("-")[0]
 
 
 def drawings(results: Results) -> list[Drawing]:
@@ -32,7 +37,7 @@ def accuracy_drawing(results: Results) -> Drawing | None:
         lines = []
         for column in results.columns:
             found = results.of_column(column.name)
-            if column.readout == readout and found:
+            if pooling(column.readout) == readout and found:
                 published = list(zip(column.depths, column.paper, strict=False))
                 lines.append(_line(column.name, found, [r.depth for r in found], published, column.model != "cnn"))
         if lines:
@@ -160,7 +165,7 @@ def learning_drawing(results: Results) -> Drawing | None:
                 lines.append(_line(f"L = {depth}", mine, [r.n_train for r in mine], [], found[0].model != "cnn"))
                 rows += [[r.column, r.depth, r.n_train, r.accuracy, r.standard_error] for r in mine]
         if lines:
-            title = f"{found[0].model.upper()}, {TITLES[found[0].readout]}"
+            title = f"{found[0].model.upper()}, {TITLES[pooling(found[0].readout)]}"
             panels.append(_accuracy_panel(f"learning-{len(panels)}", title, lines, "training images n"))
     return _drawing(
         "learning",

@@ -1,4 +1,4 @@
-"""Pooling against vanilla on the same images: the paired difference has a smaller error than two accuracies."""
+"""Readouts against each other on the same images: a paired difference has a smaller error than two accuracies."""
 
 import numpy as np
 
@@ -8,18 +8,32 @@ from exact_ntk.standard_error import standard_error
 
 # What two counterparts may differ in: it does not choose images or change how they are used.
 UNPAIRED = {"readout": "gap", "depths": (), "name": "", "paper": ()}
+ENDS = {"train_first": None, "train_last": None}
+
+
+def _rank(readout: str) -> int:
+    """A readout's place among what is compared: each with those before it."""
+    return {"vanilla": 0, "gap": 1}.get(readout, 2)
+
+
+def _alike(p: KernelColumn, v: KernelColumn) -> bool:
+    """Whether they differ in the readout alone, and the paper's pooled readout in the trained ends that go with it."""
+    ends = [None if c.model == "nngp" else (c.trains_first, c.trains_last) for c in (p, v)]
+    if ends[0] != ends[1] and _rank(p.readout) > 1:
+        return False
+    update = {**UNPAIRED, **(ENDS if ends[0] == ends[1] else {})}
+    return p.model_copy(update=update) == v.model_copy(update=update)
 
 
 def counterparts(config: Config) -> list[tuple[str, str]]:
-    """Names (global average pooling, vanilla) of kernel columns that the config lets differ in the readout alone."""
+    """Names (pooled, less or not pooled) of kernel columns that the config lets differ in the readout alone."""
     named = zip(config.column_names, config.columns, strict=True)
     kernels = [(name, c) for name, c in named if isinstance(c, KernelColumn)]
     return [
         (pooled, vanilla)
         for pooled, p in kernels
         for vanilla, v in kernels
-        if (p.readout, v.readout) == ("gap", "vanilla")
-        and p.model_copy(update=UNPAIRED) == v.model_copy(update=UNPAIRED)
+        if _rank(p.readout) > _rank(v.readout) and _alike(p, v)
     ]
 
 

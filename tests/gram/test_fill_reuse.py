@@ -3,10 +3,12 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from exact_ntk.gram import fill as filling
+from exact_ntk.kernels import cntk
 from tests.gram.filling import blocks, chunks, filled, same
 from tests.made_up import table_of
 
@@ -49,6 +51,24 @@ def test_nngp_columns_take_any_store_of_the_family(config_path: Path, tmp_path: 
     monkeypatch.setattr(filling, "cntk_pass", None)
     alone = filled(config_path, tmp_path)
     assert same(blocks(alone), {key: k for key, k in blocks(table).items() if key.startswith("NNGP")})
+
+
+def test_local_averages_and_gap_of_the_same_trained_ends_share_a_store(config_path: Path, tmp_path: Path):
+    tree = yaml.safe_load(config_path.read_text())
+    whole = {"model": "cntk", "readout": "gap", "depths": [3], "train": {"n": 40}}
+    windows = [{**whole, "readout": f"lap-{c}"} for c in (1, 2)]
+    process = {**windows[0], "model": "nngp"}
+    tree["columns"] = [*windows, process, {**whole, "train_first": True, "train_last": True, "name": "GAP-all"}]
+    config_path.write_text(yaml.safe_dump(tree))
+    table = filled(config_path, tmp_path)
+    assert len(list(tmp_path.glob("gram-*"))) == 1
+    names = {p.name for p in tmp_path.glob("gram-*/*-L*")}
+    assert names == {"lap-1-L3", "lap-2-L3", "lap-1-nngp-L3", "gap-L3"}
+    d, x = table.kernel_cells[0].draws[0], table.images.x
+    expected = cntk(x[d.train], depths=(3,), readouts=("lap-1", "lap-2"), backend="reference")[:, 0]
+    found = blocks(table)
+    for name, k in zip(("CNTK-LAP-1-40", "CNTK-LAP-2-40"), expected.numpy(), strict=True):
+        np.testing.assert_allclose(found[f"{name}/3/0"][: len(d.train)], k, rtol=1e-6)
 
 
 def test_a_float64_store_serves_a_float32_request(config_path: Path, tmp_path: Path, monkeypatch):

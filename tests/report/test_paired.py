@@ -64,3 +64,21 @@ def test_other_trained_ends_are_another_network(tmp_path: Path):
     ]
     path.write_text(yaml.safe_dump({"name": "ends", "data": {"dataset": "digits"}, "columns": columns}))
     assert counterparts(load_config(str(path))) == [("CNTK-GAP", "CNTK-V")]
+
+
+def test_local_averages_are_paired_with_what_has_the_same_trained_ends(tmp_path: Path):
+    path = tmp_path / "windows.yaml"
+    columns = [
+        {"model": "cntk", "readout": "vanilla", "depths": [3]},
+        {"model": "cntk", "readout": "lap-4", "depths": [3]},
+        {"model": "cntk", "readout": "gap", "depths": [3], "train_first": True, "train_last": True, "name": "GAP-all"},
+        {"model": "cntk", "readout": "gap", "depths": [3]},
+        {"model": "nngp", "readout": "lap-4", "depths": [3]},
+    ]
+    path.write_text(yaml.safe_dump({"name": "windows", "data": {"dataset": "digits"}, "columns": columns}))
+    assert sorted(counterparts(load_config(str(path)))) == [
+        ("CNTK-GAP", "CNTK-V"),
+        ("CNTK-LAP-4", "CNTK-V"),
+        ("CNTK-LAP-4", "GAP-all"),
+        ("GAP-all", "CNTK-V"),
+    ]
