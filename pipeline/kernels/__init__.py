@@ -9,7 +9,17 @@ from exact_ntk.device import available_memory
 from exact_ntk.kernels import fused, reference
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu as fused_gpu
-from exact_ntk.kernels.inputs import Values, as_device, as_flag, as_integers, as_names, as_tensor
+from exact_ntk.kernels.inputs import (
+    LARGEST_PIXEL,
+    Values,
+    as_device,
+    as_flag,
+    as_integers,
+    as_names,
+    as_tensor,
+    require_range,
+)
+from exact_ntk.kernels.myrtle import myrtle
 from exact_ntk.kernels.network import network_kernels
 from exact_ntk.kernels.ntk import nngp, ntk, ntk_layers
 from exact_ntk.kernels.passes import READOUTS, Matrices, Padding, Pass, plan_passes
@@ -22,6 +32,7 @@ __all__ = [
     "Pass",
     "cntk",
     "cntk_pass",
+    "myrtle",
     "network_kernels",
     "nngp",
     "ntk",
@@ -34,8 +45,6 @@ __all__ = [
 # Bump by hand when any backend's values change beyond rounding: stores of another version are not reused.
 KERNEL_VERSION = 2
 BACKENDS = ("auto", "reference", "fused")
-# Images' largest pixels, for which squares, their sums and reciprocals stay finite; the fused kernels scale images.
-LARGEST = {"fused": 1e36, torch.float32: 1e17, torch.float64: 1e150}
 SLOWER = "30 (gap) to 90 (vanilla)"  # measured: README, Speed
 RESOLVED_BACKENDS = ("fused-cuda", "fused-cpu", "reference-cuda", "reference-cpu")
 
@@ -93,19 +102,6 @@ def require_memory(
             f"one pair of {height} x {width} images takes {need / 1e9:,.1f} GB with {family} readouts in {backend}, "
             f"and {there / 1e9:,.1f} GB are free: images up to {side} x {side} fit"
             + (f", or vanilla readouts, which take a {height * width:,}th" if family == "gap" else "")
-        )
-
-
-def _require_range(x: Tensor, name: str, backend: str, dtype: torch.dtype) -> None:
-    """Raise ValueError for images whose squares would leave the arithmetic's range."""
-    most = LARGEST["fused" if backend.startswith("fused") else dtype]
-    size = x.flatten(1).abs().amax(1)
-    bad = (size > most) | ((size > 0) & (size < 1 / most))
-    if bool(bad.any()):
-        image = int(bad.nonzero()[0])
-        raise ValueError(
-            f"{name}: the largest pixel of image {image} is {float(size[image]):.1e}, outside what {backend} takes, "
-            f"{1 / most:.0e} to {most:.0e}: rescale it, and the kernels by the same factors"
         )
 
 
@@ -223,7 +219,7 @@ def cntk(
         require_memory(resolved, target, job.family, dtype, height, width)
         for name, x in (("x1", x1), ("x2", x2)):
             if x is not None:
-                _require_range(x, name, resolved, dtype)
+                require_range(x, name, LARGEST_PIXEL["fused" if resolved.startswith("fused") else dtype], resolved)
     shape = (len(readouts), len(depths), len(x1), *(() if diagonal else (len(x1 if x2 is None else x2),)))
     out = _checked_out(out, shape, target)
     x1, x2 = x1.to(target), None if x2 is None else x2.to(target)

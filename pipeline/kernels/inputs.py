@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 Values = Tensor | np.ndarray | Sequence
+# Images' largest pixels, for which squares, their sums and reciprocals stay finite; the fused kernels scale images.
+LARGEST_PIXEL: dict[str | torch.dtype, float] = {"fused": 1e36, torch.float32: 1e17, torch.float64: 1e150}
 
 
 def as_tensor(x: Values, name: str, axes: str) -> Tensor:
@@ -74,6 +76,18 @@ def as_names(values: Any, name: str) -> tuple[str, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ValueError(f"{name} must be a sequence of names, such as ('gap',), not {values!r}")
     return tuple(values)
+
+
+def require_range(x: Tensor, name: str, most: float, backend: str) -> None:
+    """Raise ValueError for images (n, ...) whose largest pixel is above `most`, or below its reciprocal and not 0."""
+    size = x.flatten(1).abs().amax(1)
+    bad = (size > most) | ((size > 0) & (size < 1 / most))
+    if bool(bad.any()):
+        image = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{name}: the largest pixel of image {image} is {float(size[image]):.1e}, outside what {backend} takes, "
+            f"{1 / most:.0e} to {most:.0e}: rescale it, and the kernels by the same factors"
+        )
 
 
 def as_flag(value: Any, name: str) -> bool | None:

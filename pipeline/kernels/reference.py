@@ -4,7 +4,7 @@ Vanilla kernels read only pixel pairs p = p', so their tensors are (pairs, H, W)
 pooling needs all pixel pairs: (pairs, H, W, H, W) in the dtype asked for. Readout sums are float64.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -64,6 +64,11 @@ def deviations(x: Tensor, layers: int, padding: Padding = "zero") -> list[Tensor
     return tables
 
 
+def equal_images(x1: Tensor, x2: Tensor) -> Tensor:
+    """Which images are the same, pixel for pixel: (pairs, 1, 1)."""
+    return (x1 == x2).flatten(1).all(1)[:, None, None]
+
+
 def _reciprocal(d: Tensor) -> Tensor:
     """1 / d, and 0 where d = 0: a correlation with an empty patch is defined as 0."""
     return torch.where(d > 0, 1.0 / d, 0.0)
@@ -90,7 +95,7 @@ class _Vanilla:
         return m.sum((1, 2))
 
 
-class _Pooled:
+class PixelPairs:
     """All pixel pairs: tensors (pairs, H, W, H, W), readout by the mean over p and p', or by local means."""
 
     axes = PIXEL_PAIRS
@@ -118,29 +123,46 @@ class _Pooled:
         return (others + zero_offset.sum((1, 2))) / m[0].numel()
 
 
-FAMILIES: dict[str, type[_Vanilla] | type[_Pooled]] = {"vanilla": _Vanilla, "gap": _Pooled}
+FAMILIES: dict[str, type[_Vanilla] | type[PixelPairs]] = {"vanilla": _Vanilla, "gap": PixelPairs}
+
+
+def activation_layer(
+    s: Tensor,
+    t: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    equal: Tensor,
+    family: "_Vanilla | PixelPairs",
+    duals: Callable[[Tensor], tuple[Tensor, Tensor]] = relu_duals,
+) -> tuple[Tensor, Tensor]:
+    """K = n kappa_1(lam) / q^2 and R = kappa_0(lam) T / q^2 + K; R is K where t is None.
+
+    a, b: the images' deviations, (pairs, H, W) in float64, n being their outer product.  equal: (pairs, 1, 1), whether
+    both images are the same, so that lam = 1 at p = p'.
+    """
+    lam = s * family.outer(_reciprocal(a).to(s), _reciprocal(b).to(s))
+    diagonal = family.zero_offset(lam)
+    diagonal.masked_fill_(equal & (diagonal > 0), 1.0)
+    kappa_1, kappa_0 = duals(snap_to_unit(lam))
+    k = kappa_1.mul_(family.outer(a.to(s), b.to(s))).div_(FILTER_PIXELS)
+    return k, k if t is None else torch.addcmul(k, kappa_0.div_(FILTER_PIXELS), t)
 
 
 def _layers(
-    x1: Tensor, x2: Tensor, d1: list[Tensor], d2: list[Tensor], family: _Vanilla | _Pooled, job: Pass
+    x1: Tensor, x2: Tensor, d1: list[Tensor], d2: list[Tensor], family: _Vanilla | PixelPairs, job: Pass
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (K, R) after each ReLU, h = 1 .. L - 1, for pairs (x1[i], x2[i]); R is K where no NTK is asked for."""
-    equal = (x1 == x2).flatten(1).all(1)[:, None, None]
+    equal = equal_images(x1, x2)
     s = box(family.inner_products(x1.double(), x2.double()), family.axes, job.padding).to(family.dtype)
     t = s if job.train_first else torch.zeros_like(s)
     for a, b in zip(d1, d2, strict=True):
-        lam = s * family.outer(_reciprocal(a).to(s), _reciprocal(b).to(s))
-        diagonal = family.zero_offset(lam)
-        diagonal.masked_fill_(equal & (diagonal > 0), 1.0)
-        kappa_1, kappa_0 = relu_duals(snap_to_unit(lam))
-        k = kappa_1.mul_(family.outer(a.to(s), b.to(s))).div_(FILTER_PIXELS)
-        r = torch.addcmul(k, kappa_0.div_(FILTER_PIXELS), t) if job.ntk else k
+        k, r = activation_layer(s, t if job.ntk else None, a, b, equal, family)
         yield k, r
         s = box(k, family.axes, job.padding)
         t = box(r, family.axes, job.padding) if job.ntk else s
 
 
-def _pairs_at_once(x: Tensor, family: _Vanilla | _Pooled, budget: int | None) -> int:
+def _pairs_at_once(x: Tensor, family: _Vanilla | PixelPairs, budget: int | None) -> int:
     pixels = x.shape[2] * x.shape[3]
     entries = pixels if family.axes is SAME_PIXEL else pixels**2
     bytes_a_pair = TENSORS_ALIVE * entries * family.dtype.itemsize

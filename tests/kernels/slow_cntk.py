@@ -1,4 +1,4 @@
-"""The CNTK of one image pair by nested Python loops: the recursion as written on paper, and nothing clever."""
+"""The CNTK and Myrtle kernels of one image pair by nested Python loops: as written on paper, and nothing clever."""
 
 import math
 
@@ -59,3 +59,28 @@ def slow_cntk(x, y, depth, train_first, train_last):
         "pixels": ntk,
         "pixels-nngp": k,
     }
+
+
+def _pool(m):
+    height, width = m.shape[:2]
+    out = np.zeros((height // 2, width // 2, height // 2, width // 2))
+    for i, j, u, v in np.ndindex(m.shape):
+        out[i // 2, j // 2, u // 2, v // 2] += m[i, j, u, v] / 16
+    return out
+
+
+def slow_myrtle(x, y, blocks, train_first, train_last):
+    """x, y (C, H, W), convolutions in each block: {"ntk", "nngp"} -> float."""
+    k, kxx, kyy = (np.einsum("chw,cij->hwij", a, b) for a, b in ((x, y), (x, x), (y, y)))
+    r, first = k, True
+    for block, convolutions in enumerate(blocks):
+        if block:
+            k, kxx, kyy, r = map(_pool, (k, kxx, kyy, r))
+        for _ in range(convolutions):
+            sxy, sxx, syy, t = map(_box, (k, kxx, kyy, r))
+            if first and not train_first:
+                t = np.zeros_like(t)
+            k, kdot = _relu_step(sxy, sxx, syy)
+            kxx, kyy = _relu_step(sxx, sxx, sxx)[0], _relu_step(syy, syy, syy)[0]
+            r, first = kdot * t + k, False
+    return {"ntk": float((r if train_last else r - k).mean()), "nngp": float(k.mean())}

@@ -7,6 +7,7 @@ from torch.autograd import forward_ad
 
 from exact_ntk import kernels
 from exact_ntk.kernels import cntk, ntk
+from exact_ntk.kernels.inputs import LARGEST_PIXEL
 from tests.kernels.test_reference import images
 
 X = images(3, (2, 4, 3))
@@ -142,7 +143,7 @@ def test_a_gradient_is_refused_and_never_dropped():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_images_beyond_the_arithmetic_are_refused_and_those_within_are_not(dtype):
-    most = kernels.LARGEST[dtype]
+    most = LARGEST_PIXEL[dtype]
     largest = float(X.abs().max())
     expected = small(dtype=dtype)
     for scale in (0.9 * most / largest, 2 / most / float(X.flatten(1).abs().amax(1).min())):
