@@ -1,10 +1,20 @@
 """What a table is made of: the models of the YAML config, with their defaults. `settings` loads them."""
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    model_validator,
+)
 
 SHORT = {"vanilla": "V", "gap": "GAP"}
 
@@ -181,16 +191,57 @@ class EarlyStopping(_Model):
     holdout: Number = Field(0.1, gt=0, lt=1)
 
 
+class RidgeChoice(_Model):
+    """The ridge of least squared error on training images left out: one by one (loo), or a held-out share of them.
+
+    Every draw chooses its own, out of half decades from `from` to `to`; of equals the larger. holdout: the share.
+    """
+
+    select: Literal["loo", "holdout"]
+    smallest: Number = Field(1e-8, alias="from", gt=0)
+    largest: Number = Field(1e-1, alias="to", gt=0)
+    holdout: Number = Field(0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _increasing(self) -> Self:
+        if self.smallest > self.largest:
+            raise ValueError(f"from {self.smallest:g} should be at most to {self.largest:g}")
+        return self
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The relative ridges to choose from, each to three digits, so that what is printed is what was used."""
+        count = int(2 * math.log10(self.largest / self.smallest) + 1e-6) + 1
+        return tuple(float(f"{self.smallest * 10 ** (k / 2):.3g}") for k in range(count))
+
+
+def _ridge(value: Any) -> Any:
+    """`ridge: loo` in full: {select: loo}."""
+    return {"select": value} if value in ("loo", "holdout") else value
+
+
+def _is_choice(value: Any) -> str:
+    return "choice" if isinstance(value, dict | RidgeChoice) else "number"
+
+
+Ridge = Annotated[
+    Annotated[Number, Field(ge=0), Tag("number")] | Annotated[RidgeChoice, Tag("choice")],
+    Discriminator(_is_choice),
+    BeforeValidator(_ridge),
+]
+
+
 class KernelColumn(_Column):
     """Kernel regression with the CNTK, or with the NNGP kernel of the same net at initialisation.
 
     readout: vanilla, gap, or lap-C, the local average over (2 C + 1)^2 pixels (Li et al. 2019).
-    ridge: r stands for K + r mean(diag K) I.  on_indefinite: what to do when K is not positive definite.
+    ridge: r stands for K + r mean(diag K) I; or how each draw chooses it.  on_indefinite: what to do when K is not
+    positive definite.
     early_stopping: report beside the regression what stopping gradient flow early would give; none by default.
     """
 
     model: Literal["cntk", "nngp"]
-    ridge: Number = Field(0.0, ge=0)
+    ridge: Ridge = 0.0
     on_indefinite: Literal["lu", "stop"] = "lu"
     early_stopping: EarlyStopping | None = None
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from exact_ntk.config import RidgeChoice
 from exact_ntk.errors import NtkError
 from exact_ntk.gram.fill import Filler
 from exact_ntk.gram.plan import Fill, Request, Share, shares
@@ -21,7 +22,7 @@ from exact_ntk.progress import duration
 from exact_ntk.regression.cell import KernelCell
 from exact_ntk.regression.matrix import Stored
 from exact_ntk.regression.plan import DoesNotFit, SolvePlan
-from exact_ntk.regression.stage import plan_draw
+from exact_ntk.regression.stage import plan_draw, plan_ridge
 from exact_ntk.table import Table
 
 
@@ -144,15 +145,17 @@ def _gram(filler: Filler, column: str, share: Share, requests: Sequence[Request]
 def _solves(
     column: str, wanted: Sequence[Wanted], fills: Sequence[Fill], memory: int, device: torch.device
 ) -> Iterator[Part]:
-    """One part: every draw of a column has the same number of images."""
+    """The solves, and how ridges are chosen: every draw of a column has the same number of images."""
     # The store with the largest tiles, which take the most memory to read.
     asked = {id(w.request): w for w in wanted}
     serving = [(fill.store, asked[id(r)]) for fill in fills for r in fill.requests if id(r) in asked]
     store, (cell, k, _) = max(serving, key=lambda found: found[0].shape.side)
     train = cell.draws[k].train
     systems = f"solve {len(wanted)} system{'s' * (len(wanted) > 1)} of "
+    k_train, choice = Stored(store, cell.array, train, train), cell.column.ridge
     try:
-        plan = plan_draw(cell, Stored(store, cell.array, train, train), memory)
+        plan = plan_draw(cell, k_train, memory)
+        choosing = plan_ridge(cell, choice, k_train, memory) if isinstance(choice, RidgeChoice) else None
     except DoesNotFit as error:
         yield Part(column, f"{systems}{len(train):,} images", lacks=(f"{error}: {_more(memory, error, device)}",))
         return
@@ -166,6 +169,12 @@ def _solves(
         spill=0 if plan.in_memory else plan.trapezoid.bytes,
         lacks=tuple(_lu_lacks(cell, plan, memory, device)),
     )
+    if choosing:
+        yield Part(
+            column=column,
+            words=f"choose {choosing.words(device)}" + f" each, {len(wanted)} times" * (len(wanted) > 1),
+            seconds=len(wanted) * choosing.seconds(device),
+        )
 
 
 def _lu_lacks(cell: KernelCell, plan: SolvePlan, memory: int, device: torch.device) -> Iterator[str]:

@@ -55,6 +55,24 @@ class EarlyStoppedCell(EarlyStopped):
     draws_without_flow: int
 
 
+class RidgeCurve(_Record):
+    """A draw's ridge, chosen by the squared error of training images left out, one by one or held out.
+
+    ridges: relative, see `exact_ntk.config.RidgeChoice`.  errors: means over images and outputs, None where the matrix
+    is not positive definite.  ridge: that of least error, the larger of equals.
+    """
+
+    select: Literal["loo", "holdout"]
+    ridge: float
+    ridges: list[float]
+    errors: list[float | None]
+
+    @property
+    def at_an_end(self) -> bool:
+        """Whether a ridge outside the grid might have done better."""
+        return len(self.ridges) > 1 and self.ridge in (self.ridges[0], self.ridges[-1])
+
+
 class DrawRecord(_Record):
     """Kernel regression on one draw.
 
@@ -62,7 +80,7 @@ class DrawRecord(_Record):
     estimate from below of its inverse's; condition: their product, the condition number in the 1-norm, None where it
     is not finite.
     indefinite: the order of the first leading minor that is not positive, or None.  overlaps: whether the draw shares
-    training images with another.
+    training images with another.  ridge: how it was chosen, None where the config gives it.
     """
 
     accuracy: float
@@ -73,6 +91,7 @@ class DrawRecord(_Record):
     indefinite: int | None
     overlaps: bool
     early_stopping: EarlyStopped | None
+    ridge: RidgeCurve | None = None
 
 
 class _CellRecord(_Record):
@@ -94,11 +113,11 @@ class _CellRecord(_Record):
 
 
 class KernelRecord(_CellRecord):
-    """Kernel regression, the mean over draws."""
+    """Kernel regression, the mean over draws. ridge: None where each draw chose its own."""
 
     model: Literal["cntk", "nngp"]
     draws: int
-    ridge: float
+    ridge: float | None
     indefinite: bool
     backend: str
     dtype: str

@@ -18,6 +18,7 @@ from exact_ntk.config import (
     Keys,
     Npz,
     Order,
+    RidgeChoice,
     Test,
     Train,
     spelled_out,
@@ -102,9 +103,23 @@ def _index(node: list, part: str, assignment: str) -> int:
 
 
 MODELS: tuple[type[BaseModel], ...] = (
-    *(Config, Digits, Cifar10, Npz, Keys, Order, Gram, Train, Test, EarlyStopping, KernelColumn, CnnColumn),
+    *(
+        Config,
+        Digits,
+        Cifar10,
+        Npz,
+        Keys,
+        Order,
+        Gram,
+        Train,
+        Test,
+        EarlyStopping,
+        RidgeChoice,
+        KernelColumn,
+        CnnColumn,
+    ),
 )
-TAGS = ("cntk", "nngp", "cnn", "digits", "cifar10", "npz")
+TAGS = ("cntk", "nngp", "cnn", "digits", "cifar10", "npz", "number", "choice")
 
 
 def _each_width(column: Any) -> list[Any]:

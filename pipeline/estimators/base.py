@@ -25,13 +25,11 @@ from exact_ntk.memory import default_memory, parse_bytes
 from exact_ntk.regression.early_stopping import split
 from exact_ntk.regression.gradient_flow import GradientFlow
 from exact_ntk.regression.plan import DoesNotFit, plan_solve
-from exact_ntk.regression.ridge import leave_one_out
+from exact_ntk.regression.ridge import EIGEN_MATRICES, leave_one_out
 from exact_ntk.regression.solve import LARGEST_RESIDUAL, kernel_regression
 
 FORMAT = 1
 BLOCK_IMAGES = 512
-# Beside K: its eigenvectors and the decomposition's own two.
-EIGEN_MATRICES = 4
 SPLIT_SEED = 0
 
 

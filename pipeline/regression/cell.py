@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from exact_ntk.config import KernelColumn
+from exact_ntk.config import KernelColumn, RidgeChoice
 from exact_ntk.draws import Draw, OrderedImages, copies_tested, draw
 from exact_ntk.files import digest, fingerprint, read_npz
 from exact_ntk.gram.plan import Request, Shelf, Source
@@ -19,6 +19,14 @@ from exact_ntk.standard_error import standard_error
 
 # Bump by hand when the same kernel and draw are solved another way: earlier draws are not reused.
 SOLVE_VERSION = 3
+
+
+def _identity(ridge: float | RidgeChoice) -> Any:
+    """What a result depends on of a column's ridge."""
+    if not isinstance(ridge, RidgeChoice):
+        return ridge
+    share = {"holdout": ridge.holdout} if ridge.select == "holdout" else {}
+    return {"select": ridge.select, "grid": list(ridge.grid), **share}
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class KernelCell:
             "train": digest(d.train),
             "test": digest(d.test),
             "labels": digest(self.images.y),
-            "ridge": column.ridge,
+            "ridge": _identity(column.ridge),
             "on_indefinite": column.on_indefinite,
             "version": SOLVE_VERSION,
             **early,
@@ -112,7 +120,7 @@ class KernelCell:
             test_from=column.test.source,
             copies_tested=sum(copies_tested(self.images, d) for d in self.draws),
             draws=len(draws),
-            ridge=column.ridge,
+            ridge=None if isinstance(column.ridge, RidgeChoice) else column.ridge,
             indefinite=any(r.indefinite is not None for r in by_draw),
             backend=", ".join(dict.fromkeys(d.backend for d in draws)),
             dtype=", ".join(dict.fromkeys(d.dtype for d in draws)),

@@ -82,6 +82,37 @@ class Cholesky:
             x[at] = torch.linalg.solve_triangular(panel[:width].T, x[at], upper=True)
         return x
 
+    def inverse_diagonal(self) -> Tensor:
+        """The diagonal of (L L^T)^-1 (n,): of each column of L^-1 the sum of squares. As much work as the factor.
+
+        It ends the factor where panels lie in files: what was held makes room for columns of L^-1.
+        """
+        diagonal = torch.zeros_like(self.pivots)
+        in_files = len(self.groups) > 1
+        groups: Sequence[range] = self.groups if in_files else [range(j, j + 1) for j in range(len(self.trapezoid))]
+        buffer = self._buffer if in_files else self._buffer.new_empty(self.trapezoid.size(0))
+        if in_files:
+            self._held = range(0)
+        for group in groups:
+            starts = [self.trapezoid.size(*range(group.start, j)) for j in group]
+            inverse = {j: self.trapezoid.view(j, buffer[start:]) for j, start in zip(group, starts, strict=True)}
+            for x in inverse.values():
+                x.zero_().diagonal().fill_(1.0)
+            for k in range(group.start, len(self.trapezoid)):
+                at, panel = self.trapezoid.columns(k), self._panel(k)
+                for j in range(group.start, min(k + 1, group.stop)):
+                    diagonal[self.trapezoid.columns(j)] += self._next_rows(inverse[j], panel, j, at)
+                    self.bar.update(self.trapezoid.update_flops(j, k))
+        return diagonal
+
+    def _next_rows(self, x: Tensor, panel: Tensor, j: int, at: slice) -> Tensor:
+        """Rows `at` of panel j of L^-1 found, and taken from those below; the sums of their squares by column."""
+        top, width = self.trapezoid.columns(j).start, at.stop - at.start
+        rows = x[at.start - top : at.stop - top]
+        rows.copy_(torch.linalg.solve_triangular(panel[:width], rows, upper=False))
+        x[at.stop - top :].addmm_(panel[width:], rows, alpha=-1)
+        return rows.square().sum(0)
+
     def _done(self) -> int:
         """How many of the first panels lie finished in files."""
         for k in range(len(self.trapezoid) if self.files else 0):

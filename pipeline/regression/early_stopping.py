@@ -20,13 +20,11 @@ class NoFlow(NtkError):
     """Gradient flow is not defined on this kernel matrix; regression may be."""
 
 
-def split(n: int, holdout: float) -> int:
+def split(n: int, holdout: float, key: str = "early_stopping") -> int:
     """How many of n training images are held out, the first ones. Raises NtkError if that leaves a part empty."""
     held_out = round(n * holdout)
     if held_out in (0, n):
-        raise NtkError(
-            f"early_stopping: holdout {holdout:g} of {n} images leaves none to train on or none to choose by"
-        )
+        raise NtkError(f"{key}: holdout {holdout:g} of {n} images leaves none to train on or none to choose by")
     return held_out
 
 

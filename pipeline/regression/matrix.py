@@ -74,6 +74,29 @@ class Stored:
             yield i + rows.start, j + columns.start, torch.from_numpy(values)
 
 
+@dataclass(frozen=True)
+class Window:
+    """A block of a matrix as a matrix of its own."""
+
+    matrix: Matrix
+    rows: slice
+    columns: slice
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    @property
+    def piece_bytes(self) -> int:
+        return self.matrix.piece_bytes
+
+    def pieces(self, rows: slice, columns: slice) -> Iterator[Piece]:
+        top, left = self.rows.start, self.columns.start
+        inside = slice(top + rows.start, top + rows.stop), slice(left + columns.start, left + columns.stop)
+        for i, j, values in self.matrix.pieces(*inside):
+            yield i - top, j - left, values
+
+
 def _span(index: np.ndarray) -> slice | Tensor:
     """The same places as a slice where they are consecutive: nothing is then copied on the way."""
     first, last = int(index[0]), int(index[-1])
@@ -132,8 +155,8 @@ def multiply(matrix: Matrix, x: Tensor, budget: int) -> Tensor:
     return out
 
 
-def mean_diagonal(matrix: Matrix) -> float:
-    """Mean of the diagonal, of a square matrix."""
+def ridge_unit(matrix: Matrix) -> float:
+    """What a relative ridge of 1 adds to the diagonal of a square matrix: its mean."""
     n, total = matrix.shape[0], 0.0
     for first in range(0, n, BLOCK_ROWS):
         at = slice(first, min(first + BLOCK_ROWS, n))

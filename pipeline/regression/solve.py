@@ -16,7 +16,7 @@ from exact_ntk.progress import progress
 from exact_ntk.regression.cholesky import Cholesky, NotPositiveDefinite
 from exact_ntk.regression.condition import inverse_norm, signs, smallest_pivots
 from exact_ntk.regression.lu import LU
-from exact_ntk.regression.matrix import Held, Matrix, mean_diagonal, row_blocks
+from exact_ntk.regression.matrix import Held, Matrix, ridge_unit, row_blocks
 from exact_ntk.regression.panels import PanelFiles
 from exact_ntk.regression.plan import DoesNotFit, SolvePlan, flops_per_second, plan_solve
 
@@ -74,7 +74,7 @@ def kernel_regression(
     """
     matrix = Held(k) if isinstance(k, Tensor) else k
     plan = plan or plan_solve(len(y), y.shape[1], matrix.piece_bytes, sys.maxsize)
-    shift = ridge * mean_diagonal(matrix) if ridge else 0.0
+    shift = ridge * ridge_unit(matrix) if ridge else 0.0
     factor, indefinite = _factor(matrix, shift, y.device, on_indefinite, plan, files, label)
     units = smallest_pivots(factor.pivots)
     alpha, columns = factor.solve(torch.cat([y, units], 1)).split([y.shape[1], units.shape[1]], 1)

@@ -5,10 +5,12 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
+from exact_ntk.config import RidgeChoice
 from exact_ntk.draws import Draw
 from exact_ntk.errors import Incomplete, NtkError, StoreError
 from exact_ntk.files import remove_partials, write_json, write_npz
@@ -17,15 +19,18 @@ from exact_ntk.gram.store import GramStore
 from exact_ntk.locks import try_lock
 from exact_ntk.memory import default_memory, gigabytes, peak_resident
 from exact_ntk.progress import progress
-from exact_ntk.records import DrawRecord, SolvedDraw
+from exact_ntk.records import DrawRecord, RidgeCurve, SolvedDraw
 from exact_ntk.regression import early_stopping
 from exact_ntk.regression.cell import KernelCell
 from exact_ntk.regression.matrix import Matrix, Stored, block, hold, multiply
 from exact_ntk.regression.panels import PanelFiles
 from exact_ntk.regression.plan import DoesNotFit, SolvePlan, plan_solve
+from exact_ntk.regression.ridge import ChoicePlan, Errors, choose_ridge, plan_choice
 from exact_ntk.regression.solve import accuracy, kernel_regression, targets
 
 HEAT_MAP_IMAGES = 64
+# Suffix of the file with the errors of the ridges tried so far, beside the record to come.
+ERRORS = ".ridge"
 SECONDS_BETWEEN_LOOKS = 0.5
 # What a process takes before it solves anything, but for its images: the interpreter and its libraries.
 PROGRAM_BYTES = 750_000_000
@@ -78,10 +83,16 @@ def solve_cells(cells: Sequence[KernelCell], device: torch.device, memory: int |
 
 
 def _sweep(cells: Sequence[KernelCell]) -> None:
-    """Remove the panels of draws that were killed once they were solved."""
+    """Remove what draws that were killed once they were solved have left."""
     for cell in cells:
         for path in filter(None, map(cell.solved_path, range(len(cell.draws)))):
-            shutil.rmtree(path.with_suffix(".panels"), ignore_errors=True)
+            _remove_aside(path)
+
+
+def _remove_aside(path: Path) -> None:
+    """Remove what a solve has kept beside a draw's record to go on from."""
+    shutil.rmtree(path.with_suffix(".panels"), ignore_errors=True)
+    path.with_suffix(ERRORS).unlink(missing_ok=True)
 
 
 def plan_draw(cell: KernelCell, k_train: Stored, memory: int) -> SolvePlan:
@@ -89,12 +100,22 @@ def plan_draw(cell: KernelCell, k_train: Stored, memory: int) -> SolvePlan:
 
     Raises DoesNotFit where it cannot be.
     """
-    n, images, early = len(k_train.rows), cell.images, cell.column.early_stopping
-    budget = memory - PROGRAM_BYTES - images.x.nbytes
-    plan = plan_solve(n, len(images.classes), k_train.piece_bytes, budget)
+    n, early, budget = len(k_train.rows), cell.column.early_stopping, _budget(cell, memory)
+    plan = plan_solve(n, len(cell.images.classes), k_train.piece_bytes, budget)
     if early:
         early_stopping.require_fit(n, early.holdout, k_train.piece_bytes, budget)
     return plan
+
+
+def plan_ridge(cell: KernelCell, choice: RidgeChoice, k_train: Stored, memory: int) -> ChoicePlan:
+    """As `plan_draw`, for the choice of the draw's ridge."""
+    outputs = len(cell.images.classes)
+    return plan_choice(choice, len(k_train.rows), outputs, k_train.piece_bytes, _budget(cell, memory))
+
+
+def _budget(cell: KernelCell, memory: int) -> int:
+    """What is left of `memory` beside the program and the images."""
+    return memory - PROGRAM_BYTES - cell.images.x.nbytes
 
 
 class Solver:
@@ -130,10 +151,11 @@ class Solver:
         k_train: Matrix = stored
         try:
             plan = plan_draw(cell, stored, self.memory)
-            files = self._files(cell, plan, path)
+            chosen = self._chosen_ridge(cell, d, stored, path)
+            files = self._files(cell, plan, PanelFiles(path.with_suffix(".panels"), path.stem, plan.trapezoid))
             if plan.holds_matrix(self.device):
                 k_train = hold(k_train, self.device)
-            record, alpha, outputs = _solve_draw(cell, d, k_train, k_test, self.device, plan, files)
+            record, alpha, outputs = _solve_draw(cell, d, k_train, k_test, self.device, plan, files, chosen)
         except (StoreError, Incomplete):
             raise
         except NtkError as error:
@@ -166,8 +188,35 @@ class Solver:
             fields=cell.fields(k, source),
         )
         write_json(path, solved.json_value())
-        if files:
-            files.remove()
+        _remove_aside(path)
+
+    def _chosen_ridge(self, cell: KernelCell, d: Draw, k_train: Stored, path: Path) -> RidgeCurve | None:
+        """The draw's own ridge, where the column has it chosen; says once a column how."""
+        choice = cell.column.ridge
+        if not isinstance(choice, RidgeChoice):
+            return None
+        plan = plan_ridge(cell, choice, k_train, self.memory)
+        self._say(f"{cell.name}: {plan.words(self.device)}")
+
+        def files(ridge: str) -> PanelFiles | None:
+            folder = path.with_suffix(".panels") / f"ridge-{ridge}"
+            return self._files(cell, plan.factor, PanelFiles(folder, f"{path.stem} {ridge}", plan.factor.trapezoid))
+
+        y = targets(cell.images.y[d.train], len(cell.images.classes)).to(self.device)
+        errors = Errors.read(path.with_suffix(ERRORS))
+        found = choose_ridge(k_train, y, plan, files, errors, f"{cell.name} L={cell.depth}")
+        if found.at_an_end:
+            log.warning(
+                f"{cell.name} L={cell.depth}: the ridge {found.ridge:g} is at an end of the grid, "
+                f"{found.ridges[0]:g} to {found.ridges[-1]:g}: widen it with ridge.from and ridge.to"
+            )
+        return found
+
+    def _say(self, words: str) -> None:
+        """One line, once."""
+        if words not in self._said:
+            self._said.add(words)
+            log.info(words)
 
     def _would_do(self, error: NtkError) -> str:
         """For what does not fit, how much memory would do."""
@@ -175,26 +224,23 @@ class Solver:
             return ""
         return f": --memory is {gigabytes(self.memory)}, and would have to be {gigabytes(self.memory + error.missing)}"
 
-    def _files(self, cell: KernelCell, plan: SolvePlan, path: Path) -> PanelFiles | None:
+    def _files(self, cell: KernelCell, plan: SolvePlan, files: PanelFiles) -> PanelFiles | None:
         """Where the factor's panels are kept, if they are; says once how a column's draws are solved."""
-        files = PanelFiles(path.with_suffix(".panels"), path.stem, plan.trapezoid)
-        keeps = (
-            plan.keeps_files(self.device) or files.folder.is_dir()
-        )  # those of a run with less memory are gone on with
+        folder = cell.shelf.folder / "solve"
+        # Those of a run with less memory are gone on with.
+        keeps = plan.keeps_files(self.device) or files.folder.is_dir()
         lacks = files.space_missing() if keeps else 0
         if lacks > 0 and not plan.in_memory:
             raise NtkError(
-                f"the factor takes {gigabytes(plan.trapezoid.bytes)} in {path.parent}, whose disk lacks "
+                f"the factor takes {gigabytes(plan.trapezoid.bytes)} in {folder}, whose disk lacks "
                 f"{gigabytes(lacks)}: make room, or give more --memory"
             )
         words = f"{cell.name}: {plan.words(self.device)}"
         if lacks > 0:
-            words += f"; not to be resumed: the disk of {path.parent} lacks {gigabytes(lacks)} for panels"
+            words += f"; not to be resumed: the disk of {folder} lacks {gigabytes(lacks)} for panels"
         elif keeps:
-            words += f"; finished panels in {path.parent}, to resume from"
-        if words not in self._said:
-            self._said.add(words)
-            log.info(words)
+            words += f"; finished panels in {folder}, to resume from"
+        self._say(words)
         return files if keeps and lacks <= 0 else None
 
 
@@ -215,11 +261,13 @@ def _solve_draw(
     device: torch.device,
     plan: SolvePlan,
     files: PanelFiles | None,
+    chosen: RidgeCurve | None,
 ) -> tuple[DrawRecord, np.ndarray, np.ndarray]:
     """The draw's record, its coefficients (n, classes) and its outputs on the test images (n_test, classes)."""
     column, images, label = cell.column, cell.images, f"{cell.name} L={cell.depth}"
+    ridge = chosen.ridge if chosen else cast(float, column.ridge)
     y = targets(images.y[d.train], len(images.classes)).to(device)
-    solution = kernel_regression(k_train, y, column.ridge, column.on_indefinite, plan, files, f"factor {label}")
+    solution = kernel_regression(k_train, y, ridge, column.on_indefinite, plan, files, f"factor {label}")
     if solution.indefinite is not None:
         image = images.image_index[d.train[solution.indefinite - 1]]
         log.warning(
@@ -232,7 +280,7 @@ def _solve_draw(
         labels = images.y[d.train], images.y[d.test]
         try:
             stopped = early_stopping.stop_early(
-                k_train, k_test, *labels, y, column.early_stopping.holdout, column.ridge, plan.batch_bytes
+                k_train, k_test, *labels, y, column.early_stopping.holdout, ridge, plan.batch_bytes
             )
         except early_stopping.NoFlow as error:
             log.warning(f"{label}: no early stopping: {error}")
@@ -245,5 +293,6 @@ def _solve_draw(
         indefinite=solution.indefinite,
         overlaps=d.overlaps,
         early_stopping=stopped,
+        ridge=chosen,
     )
     return record, solution.alpha.cpu().numpy(), outputs.numpy()

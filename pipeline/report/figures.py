@@ -26,7 +26,7 @@ def pooling(readout: str) -> str:
 
 def drawings(results: Results) -> list[Drawing]:
     """Every figure that these records give, in the report's order."""
-    makers = (accuracy_drawing, difference_drawing, width_drawing, learning_drawing, curves_drawing)
+    makers = (accuracy_drawing, difference_drawing, width_drawing, learning_drawing, ridge_drawing, curves_drawing)
     return [drawing for make in makers if (drawing := make(results))]
 
 
@@ -73,7 +73,7 @@ def beside_kernel(results: Results) -> list[tuple[NetworkRecord, KernelRecord]]:
     def shared(record: Record) -> str:
         return repr([record.depth, *(columns[record.column][key] for key in SAME)])
 
-    plain = [r for r in results.records if isinstance(r, KernelRecord) and r.model == "cntk" and not r.ridge]
+    plain = [r for r in results.records if isinstance(r, KernelRecord) and r.model == "cntk" and r.ridge == 0]
     kernels = {shared(r): r for r in reversed(plain)}
     nets = [r for r in results.records if isinstance(r, NetworkRecord)]
     return [(net, kernels[shared(net)]) for net in nets if shared(net) in kernels]
@@ -173,6 +173,39 @@ def learning_drawing(results: Results) -> Drawing | None:
         f"What more training images are worth at each depth. {BARS}",
         panels,
         [["column", "depth", "n_train", "accuracy", "standard_error"], *rows],
+    )
+
+
+def ridge_drawing(results: Results) -> Drawing | None:
+    """The error that ridges were chosen by against the ridge, a panel a column, a colour a depth, a line a draw."""
+    panels: list[Panel] = []
+    rows: list[list[Any]] = []
+    for column in results.columns:
+        lines, decades = [], []
+        for r in results.of_column(column.name):
+            curves = [d.ridge for d in r.by_draw] if isinstance(r, KernelRecord) else []
+            found = {k: list(zip(c.ridges, c.errors, strict=True)) for k, c in enumerate(curves) if c}
+            known = [[(ridge, e) for ridge, e in curve if e is not None] for curve in found.values()]
+            if known:
+                x, y = ([[point[of] for point in curve] for curve in known] for of in (0, 1))
+                lines.append(Line(f"L = {r.depth}", x, y))
+                decades = [ridge for ridge, _ in next(iter(found.values()))][::2]
+            rows += [
+                [r.column, r.depth, k, ridge, error, ridge == chosen.ridge]
+                for k, chosen in enumerate(curves)
+                if chosen
+                for ridge, error in found[k]
+            ]
+        if lines:
+            words = ("ridge / mean(diag K)", "squared error, left out")
+            panels.append(panel(f"ridge-{len(panels)}", column.name, lines, *words, ticks=decades, log_y=True))
+    return _drawing(
+        "ridge",
+        "How ridges were chosen",
+        "The squared error of training images that were left out, over all outputs: each draw takes the ridge where "
+        "its line is lowest. No test image has a part in it.",
+        panels,
+        [["column", "depth", "draw", "ridge", "error", "chosen"], *rows],
     )
 
 

@@ -78,7 +78,7 @@ def notes(results: Results) -> list[str]:
             lines.append(f"{column.name}: {_describe(found[0], _is_one_draw(results, column.name))}.")
     if any(_is_one_draw(results, r.column) for r in results.records):
         lines.append("One draw: how much draws of training images differ is in no error.")
-    lines += _seen(results) + _paired(results) + _explained_marks(results) + _indefinite(results)
+    lines += _seen(results) + _ridges(results) + _paired(results) + _explained_marks(results) + _indefinite(results)
     for r in results.records:
         lines += _of_network(r) if isinstance(r, NetworkRecord) else _of_kernel(r, results)
     by_need: dict[tuple[str, str], list[str]] = {}
@@ -135,6 +135,7 @@ def _paired(results: Results) -> list[str]:
     return [f"{a} minus {b}, image by image: {', '.join(texts)}." for (a, b), texts in by_columns.items()]
 
 
+LEFT_OUT = {"loo": "leave-one-out", "holdout": "held-out"}
 SOURCES = {"test": "", "undrawn": " training images outside the draw", "both": " images outside the draw"}
 
 
@@ -149,7 +150,27 @@ def _describe(r: CellRecord, one_draw: bool) -> str:
     images = f"{r.n_train} training images{', one draw' * one_draw}, tested on {r.n_test}{SOURCES[r.test_from]}"
     if isinstance(r, NetworkRecord):
         return f"{images}, width {r.width}, mean of {r.seeds} seeds"
-    return images + (f", mean of {r.draws} draws" if r.draws > 1 else "") + (f", ridge {r.ridge:g}" if r.ridge else "")
+    images += f", mean of {r.draws} draws" if r.draws > 1 else ""
+    curve = r.by_draw[0].ridge
+    if curve:
+        return f"{images}, each draw's ridge by {LEFT_OUT[curve.select]} error"
+    return images + (f", ridge {r.ridge:g}" if r.ridge else "")
+
+
+def _ridges(results: Results) -> list[str]:
+    """The ridges that draws have chosen, a line a column."""
+    lines = []
+    for column in results.columns:
+        texts = []
+        for r in results.of_column(column.name):
+            curves = [d.ridge for d in r.by_draw if d.ridge] if isinstance(r, KernelRecord) else []
+            chosen = sorted({curve.ridge for curve in curves})
+            if chosen:
+                ends = f" ({sum(c.at_an_end for c in curves)} of {len(curves)} at an end of the grid)"
+                text = " to ".join(f"{ridge:g}" for ridge in (chosen[0], chosen[-1])[: len(chosen)])
+                texts.append(f"{text}{ends * any(c.at_an_end for c in curves)} at depth {r.depth}")
+        lines += [f"{column.name}: ridges chosen {', '.join(texts)}."] if texts else []
+    return lines
 
 
 def _of_network(r: NetworkRecord) -> list[str]:

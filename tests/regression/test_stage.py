@@ -21,9 +21,11 @@ from exact_ntk.memory import parse_bytes
 from exact_ntk.records import KernelRecord, SolvedDraw, read_record
 from exact_ntk.regression import plan, stage
 from exact_ntk.regression.panels import PanelFiles
+from exact_ntk.regression.ridge import leave_one_out
 from exact_ntk.regression.solve import targets
 from exact_ntk.regression.stage import solve_cells
 from exact_ntk.report.collect import collect
+from exact_ntk.report.tables import markdown_table
 from exact_ntk.standard_error import standard_error
 from exact_ntk.table import Table
 from tests.made_up import fill, table_of
@@ -120,6 +122,39 @@ def test_nothing_is_solved_twice_and_a_new_ridge_only_what_it_changes(config_pat
     assert solve(prepared(config_path, tmp_path)) == 8
     assert solve(prepared(config_path, tmp_path)) == 0
     assert solve(prepared(config_path, tmp_path, "columns.1.ridge=0.5")) == 2
+
+
+def test_each_draw_chooses_its_ridge_without_the_test_images(config_path: Path, tmp_path: Path, caplog):
+    caplog.set_level(logging.INFO, "ntk")
+    asked = "columns.0.ridge={select: loo, from: 1.0e-3, to: 10}"
+    table = prepared(config_path, tmp_path, asked)
+    assert solve(table) == 8
+    cell = table.kernel_cells[0]
+    _, store = table.shelf.require(cell.request([0]))
+    y, images = table.images.y, cell.images
+    for d, kept, found in zip(cell.draws, cell.arrays(), cell.record()[0].by_draw, strict=True):
+        k = torch.from_numpy(store.read(*cell.array, d.train, d.train))
+        curve = leave_one_out(k, targets(y[d.train], 10), cell.column.ridge.grid)
+        assert found.ridge.errors == pytest.approx(curve.errors.tolist())
+        assert found.ridge.ridge == curve.ridge
+        shifted = k + curve.ridge * k.diagonal().mean() * torch.eye(20, dtype=torch.float64)
+        np.testing.assert_allclose(shifted.numpy() @ kept["alpha"], targets(images.y[d.train], 10), atol=1e-9)
+    assert cell.record()[0].ridge is None
+    assert "the ridge of 20 images out of 9 from 0.001 to 10 by leave-one-out error: an eigen" in caplog.text
+    assert not list((tmp_path / "solve").glob("*.ridge"))
+    assert "CNTK-V-20: ridges chosen " in markdown_table(collect(table).results)
+    # What the choice depends on, and nothing else, makes another cell.
+    assert solve(prepared(config_path, tmp_path, asked, "columns.0.ridge.holdout=0.3")) == 0
+    assert solve(prepared(config_path, tmp_path, asked, "columns.0.ridge.select=holdout")) == 4
+
+
+def test_a_ridge_at_an_end_of_the_grid_is_said(config_path: Path, tmp_path: Path, caplog):
+    table = prepared(config_path, tmp_path, "columns.0.ridge={select: holdout, from: 100, to: 1000}")
+    solve(table)
+    assert re.search(r"CNTK-V-20 L=3: the ridge 100+ is at an end of the grid, 100 to 1000: widen", caplog.text)
+    notes = markdown_table(collect(table).results)
+    assert "each draw's ridge by held-out error" in notes
+    assert "(2 of 2 at an end of the grid) at depth 3" in notes
 
 
 def test_one_more_draw_is_one_more_system(config_path: Path, tmp_path: Path):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exact_ntk.records import Results
+from exact_ntk.records import Results, RidgeCurve
 from exact_ntk.report.drawing import Drawing, apart, standalone
 from exact_ntk.report.figures import (
     accuracy_drawing,
@@ -16,6 +16,7 @@ from exact_ntk.report.figures import (
     difference_drawing,
     drawings,
     learning_drawing,
+    ridge_drawing,
     width_drawing,
 )
 from tests.made_up import replaced, with_networks
@@ -57,6 +58,17 @@ def test_a_kernel_of_other_images_or_trained_ends_is_not_the_networks_limit(resu
     nets = with_networks(results, (8, 16), **other)
     assert difference_drawing(nets) is None
     assert "CNTK, L = 3" not in texts(width_drawing(nets))
+
+
+def test_how_ridges_were_chosen_is_drawn_a_line_a_draw(results: Results):
+    curve = RidgeCurve(select="loo", ridge=1e-2, ridges=[1e-4, 1e-3, 1e-2], errors=[None, 0.2, 0.1])
+    draw = results.records[0].by_draw[0].model_copy(update={"ridge": curve})
+    drawing = ridge_drawing(replaced(results, "CNTK-GAP", by_draw=[draw, draw], ridge=None))
+    assert [p.name for p in drawing.panels] == ["ridge-0"]
+    assert "L = 3 from 0.2 at 0.001 to 0.1 at 0.01" in drawing.panels[0].words
+    assert drawing.rows[1] == ["CNTK-GAP", 3, 0, 1e-4, None, False]
+    assert [row[2:] for row in drawing.rows[-2:]] == [[1, 1e-3, 0.2, False], [1, 1e-2, 0.1, True]]
+    assert ridge_drawing(results) is None
 
 
 def test_what_there_is_nothing_of_is_not_drawn(results: Results):
