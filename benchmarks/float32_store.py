@@ -23,7 +23,7 @@ from exact_ntk.table import Table
 def compare(cell: KernelCell, n: int | None) -> str:
     """One line for draw 0 of a cell."""
     d, images = cell.draws[0], cell.images
-    _, store = cell.shelf.require(cell.request([0]))
+    _, store = cell.shelf.require(cell.request(0))
     if store.shape.stored != "float64":
         raise SystemExit(f"{store.path} is in {store.shape.stored}: nothing to compare with")
     train = d.train[:n]

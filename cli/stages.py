@@ -81,7 +81,7 @@ class Session:
         log.debug(f"computing with {table.backends}")  # raises where nothing can
         if table.images.dropped:
             log.info(f"{len(table.images.dropped)} copies among the training images were dropped")
-        return Filler(table.images, table.shelf, self.device, self.workspace.config.gram.tile)
+        return Filler(table.shelf, self.device, self.workspace.config.gram.tile)
 
     def run(self) -> None:
         """Every stage in order. Raises Incomplete, after the report, where a cell is still missing.

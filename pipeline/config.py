@@ -63,10 +63,54 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class _Data(_Model):
-    """normalise: each channel by mean and deviation over the training images, or none: the images as they are."""
+class Zca(_Model):
+    """Contrast-normalised, whitened images (see `data.zca`), with e absolute (epsilon) or relative to the mean of M's
+    eigenvalues: 1.0e-5 and 0.1 are usual on CIFAR-10.
 
-    normalise: Literal["standard", "none"] = "standard"
+    rank_control: directions that no image fitted on has a part in keep their length; else they grow by e^-1/2.  fit: on
+    the training images of each draw, which then shares no kernel value with any other, or on the full training set.
+    flips: fitted on mirror images, too; by default where the column uses flips.
+    """
+
+    method: Literal["zca"] = "zca"
+    relative: Annotated[Number, Field(gt=0)] | None = None
+    epsilon: Annotated[Number, Field(gt=0)] | None = None
+    rank_control: bool = False
+    fit: Literal["draw", "full"] = "draw"
+    flips: bool | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.relative is not None and self.epsilon is not None:
+            raise ValueError("give epsilon, which is absolute, or relative, not both")
+        return self
+
+    def resolved(self, flips: bool) -> "Zca":
+        """With its defaults in place. flips: whether the column uses them."""
+        relative = RELATIVE if self.relative is None and self.epsilon is None else self.relative
+        return self.model_copy(update={"relative": relative, "flips": flips if self.flips is None else self.flips})
+
+
+RELATIVE = 0.1
+
+
+def method_spelled_out(value: Any) -> Any:
+    """`preprocess: zca` in full: {method: zca}."""
+    return {"method": value} if value == "zca" else value
+
+
+Preprocess = Annotated[
+    Annotated[Literal["standard", "none"], Tag("plain")] | Annotated[Zca, Tag("whitened")],
+    Discriminator(lambda value: "whitened" if isinstance(value, dict | Zca) else "plain"),
+    BeforeValidator(method_spelled_out),
+]
+
+
+class _Data(_Model):
+    """preprocess: of columns that do not say: each channel by mean and deviation over the training images (standard),
+    the images as they are (none), or whitened (zca)."""
+
+    preprocess: Preprocess = "standard"
 
 
 class Digits(_Data):
@@ -159,6 +203,7 @@ class _Column(_Model):
     test: Annotated[Test, BeforeValidator(spelled_out)] = Test()
     train_first: bool | None = None
     train_last: bool | None = None
+    preprocess: Preprocess | None = None
     name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")] = ""
     paper: tuple[Number, ...] = ()
 
@@ -215,7 +260,7 @@ class RidgeChoice(_Model):
         return tuple(float(f"{self.smallest * 10 ** (k / 2):.3g}") for k in range(count))
 
 
-def _ridge(value: Any) -> Any:
+def selection_spelled_out(value: Any) -> Any:
     """`ridge: loo` in full: {select: loo}."""
     return {"select": value} if value in ("loo", "holdout") else value
 
@@ -227,7 +272,7 @@ def _is_choice(value: Any) -> str:
 Ridge = Annotated[
     Annotated[Number, Field(ge=0), Tag("number")] | Annotated[RidgeChoice, Tag("choice")],
     Discriminator(_is_choice),
-    BeforeValidator(_ridge),
+    BeforeValidator(selection_spelled_out),
 ]
 
 
@@ -314,6 +359,10 @@ def default_name(column: KernelColumn | CnnColumn) -> str:
     return f"{name}-{n // 1000}K" if n % 1000 == 0 else f"{name}-{n}"
 
 
+# What a resolved column holds only where it is not this.
+ABSENT = (("early_stopping", None), ("preprocess", None))
+
+
 class Config(_Model):
     """A table: a data set, how its images are ordered, and the columns."""
 
@@ -340,6 +389,11 @@ class Config(_Model):
             for name, c in zip(names, self.columns, strict=True)
         ]
 
+    def preprocess_of(self, column: KernelColumn | CnnColumn) -> Literal["standard", "none"] | Zca:
+        """How a column's images are prepared, with every default in place."""
+        how = self.data.preprocess if column.preprocess is None else column.preprocess
+        return how.resolved(flips=False) if isinstance(how, Zca) else how
+
     @property
     def tested(self) -> bool:
         """Whether a column is tested on the test images."""
@@ -348,11 +402,12 @@ class Config(_Model):
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults and column names included, as plain data; of the data, only what is not its default."""
         values = self.model_dump(mode="json", by_alias=True)
-        for key, default in (("normalise", "standard"), ("layout", None), ("keys", Keys().model_dump())):
+        for key, default in (("preprocess", "standard"), ("layout", None), ("keys", Keys().model_dump())):
             if values["data"].get(key, ...) == default:
                 del values["data"][key]
         for column, name in zip(values["columns"], self.column_names, strict=True):
             column["name"] = name
-            if column.get("early_stopping", ...) is None:
-                del column["early_stopping"]
+            for key, default in ABSENT:
+                if column.get(key, ...) == default:
+                    del column[key]
         return values

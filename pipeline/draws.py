@@ -7,40 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from exact_ntk.config import CnnColumn, Config, KernelColumn
+from exact_ntk.config import CnnColumn, Config, KernelColumn, Zca
 from exact_ntk.copies import ZERO, Alike, find_alike
 from exact_ntk.data import Dataset, load_dataset, normalisation, normalise
 from exact_ntk.errors import ConfigError, DataError
-from exact_ntk.files import digest
-
-
-@dataclass(frozen=True)
-class OrderedImages:
-    """Images in store order.
-
-    x: normalised, float32 (n_train + n_test, C, H, W).  y: labels (n_train + n_test,).
-    image_index: position -> index in the data set's own training, then test images.
-    dropped: (index, index of the kept copy) of copies among the training images.
-    alike: which of the images are equal, multiples of one another, or zero.
-    fields: what names these images in a fingerprint.
-    """
-
-    x: Tensor
-    y: np.ndarray
-    n_train: int
-    classes: tuple[str, ...]
-    image_index: np.ndarray
-    dropped: tuple[tuple[int, int], ...]
-    alike: Alike
-    order_seed: int
-    balanced: bool
-    fields: dict[str, Any]
-
-    @property
-    def n_test(self) -> int:
-        return len(self.x) - self.n_train
+from exact_ntk.images import OrderedImages
 
 
 @dataclass(frozen=True)
@@ -71,42 +43,39 @@ def shuffled(labels: np.ndarray, seed: tuple[int, ...], balanced: bool) -> np.nd
 
 
 def order_images(dataset: Dataset, config: Config) -> OrderedImages:
-    """Normalise with the statistics of the full training set, drop copies, order.
+    """Preprocess as `data.preprocess` says, drop copies, order.
 
-    Of training images that are equal up to float32's rounding and have one label, the first is kept.
+    Of training images that are equal up to float32's rounding and have one label, the first is kept; under a ZCA as
+    they are in the data set. Raises DataError for a channel that a column needs normalised and that is constant.
     """
-    n = len(dataset.x_train)
-    mean, std = normalisation(dataset.x_train, config.data.normalise)
+    n, how = len(dataset.x_train), config.data.preprocess
+    plain = "none" if isinstance(how, Zca) else how
+    used = {plain, *(how for column in config.columns if isinstance(how := config.preprocess_of(column), str))}
+    statistics: dict[str, Any] = {how: normalisation(dataset.x_train, how) for how in sorted(used)}
 
     def raw(at: np.ndarray) -> np.ndarray:
         return np.concatenate([dataset.x_train[at[at < n]], dataset.x_test[at[at >= n] - n]])
 
-    alike = find_alike(lambda at: normalise(raw(at), mean, std).flatten(1).numpy(), n + len(dataset.x_test))
+    alike = find_alike(lambda at: normalise(raw(at), *statistics[plain]).flatten(1).numpy(), n + len(dataset.x_test))
     dropped = _repeated(alike.copy[:n], dataset.y_train)
     kept = np.setdiff1d(np.arange(n), [i for i, _ in dropped])
     seed, balanced = config.order.seed, config.order.balanced
     train = kept[shuffled(dataset.y_train[kept], (seed, 0), balanced)]
     test = shuffled(dataset.y_test, (seed, 1), False)
     order = np.concatenate([train, test + n])
-    pixels = raw(order)
-    fields = {
-        "images": digest(pixels),
-        "train_images": len(train),
-        "test_images": len(test),
-        "image_shape": list(pixels.shape[1:]),
-        "normalisation": {"mean": mean.tolist(), "std": std.tolist()},
-    }
     return OrderedImages(
-        x=normalise(pixels, mean, std),
+        pixels=raw(order),
+        at=np.arange(len(order)),
         y=np.concatenate([dataset.y_train[train], dataset.y_test[test]]),
         n_train=len(train),
         classes=dataset.classes,
         image_index=np.concatenate([train, test]),
         dropped=dropped,
-        alike=Alike(alike.direction[order], alike.copy[order], alike.norm[order]),
         order_seed=seed,
         balanced=balanced,
-        fields=fields,
+        statistics=statistics,
+        preprocess=plain,
+        found_alike={plain: Alike(alike.direction[order], alike.copy[order], alike.norm[order])},
     )
 
 
@@ -124,10 +93,11 @@ def load_images(config: Config) -> OrderedImages:
     """
     images = order_images(load_dataset(config.data, config.tested), config)
     for name, column in zip(config.column_names, config.columns, strict=True):
+        prepared = images.under(config.preprocess_of(column))
         for k in range(column.train.draws):
             found = draw(images, column, name, k)
             if isinstance(column, KernelColumn) and not column.ridge:
-                _refuse_singular(images, found, name)
+                _refuse_singular(prepared, found, name)
     return images
 
 
@@ -136,7 +106,7 @@ def _refuse_singular(images: OrderedImages, found: Draw, name: str) -> None:
     direction = images.alike.direction[found.train]
     zero = found.train[direction == ZERO]
     if len(zero):
-        raise _singular(name, f"image {images.image_index[zero[0]]} is zero once normalised", len(zero))
+        raise _singular(name, f"image {images.image_index[zero[0]]} is zero once preprocessed", len(zero))
     order = np.argsort(direction, kind="stable")
     pairs = np.flatnonzero(np.diff(direction[order]) == 0)
     if len(pairs):
@@ -146,7 +116,7 @@ def _refuse_singular(images: OrderedImages, found: Draw, name: str) -> None:
             how = f"equal but labelled {images.classes[images.y[one]]} and {images.classes[images.y[two]]}"
         else:
             ratio = images.alike.norm[two] / images.alike.norm[one]
-            how = f"proportional once normalised ({j} is {ratio:.3g} times {i})"
+            how = f"proportional once preprocessed ({j} is {ratio:.3g} times {i})"
         raise _singular(name, f"images {i} and {j} are {how}", len(pairs))
 
 
@@ -185,7 +155,7 @@ def copies_tested(images: OrderedImages, found: Draw) -> int:
 
 def _tested(images: OrderedImages, column: KernelColumn | CnnColumn, name: str, train: np.ndarray) -> np.ndarray:
     undrawn = np.setdiff1d(np.arange(images.n_train), train)
-    test = np.arange(images.n_train, len(images.x))
+    test = np.arange(images.n_train, images.n_train + images.n_test)
     sources = {"test": [test], "undrawn": [undrawn], "both": [undrawn, test]}[column.test.source]
     # Merging prefixes in proportion keeps each source's own order, so few tiles serve a small n.
     place = np.concatenate([(np.arange(len(s)) + 0.5) / max(1, len(s)) for s in sources])

@@ -109,7 +109,7 @@ def forecast(table: Table, filler: Callable[[], Filler], memory: int) -> Forecas
     filler: made only where a kernel value is missing or to be solved with.  memory: bytes that a solve may take. Raises
     NtkError where nothing here can compute the kernels that are missing.
     """
-    wanted = [Wanted(cell, k, cell.request([k])) for cell in table.kernel_cells for k in cell.missing()]
+    wanted = [Wanted(cell, k, cell.request(k)) for cell in table.kernel_cells for k in cell.missing()]
     parts: list[Part] = []
     if wanted:
         computing = filler()
@@ -150,7 +150,7 @@ def _solves(
     asked = {id(w.request): w for w in wanted}
     serving = [(fill.store, asked[id(r)]) for fill in fills for r in fill.requests if id(r) in asked]
     store, (cell, k, _) = max(serving, key=lambda found: found[0].shape.side)
-    train = cell.draws[k].train
+    train = cell.places[k].train
     systems = f"solve {len(wanted)} system{'s' * (len(wanted) > 1)} of "
     k_train, choice = Stored(store, cell.array, train, train), cell.column.ridge
     try:

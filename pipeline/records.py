@@ -97,7 +97,8 @@ class DrawRecord(_Record):
 class _CellRecord(_Record):
     """A column at a depth. accuracy, standard_error: in percent and points, see `exact_ntk.standard_error`; std: of the
     draws' or seeds' accuracies, None for one. copies_tested: tested images that equal a training image of their draw,
-    over all draws; None in earlier records. fingerprint: of all that the accuracy depends on."""
+    over all draws; None in earlier records. preprocessed: how the images were, None for standard. fingerprint: of all
+    that the accuracy depends on."""
 
     column: str
     readout: Readout
@@ -109,6 +110,7 @@ class _CellRecord(_Record):
     n_test: int
     test_from: Literal["test", "undrawn", "both"]
     copies_tested: int | None = None
+    preprocessed: str | None = None
     fingerprint: str
 
 

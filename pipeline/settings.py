@@ -21,6 +21,9 @@ from exact_ntk.config import (
     RidgeChoice,
     Test,
     Train,
+    Zca,
+    method_spelled_out,
+    selection_spelled_out,
     spelled_out,
 )
 from exact_ntk.errors import ConfigError
@@ -86,13 +89,17 @@ def _override(tree: Any, assignment: str) -> None:
             raise ConfigError(f"--set {assignment}: {'.'.join(parents)} has no keys")
 
 
+# Keys whose mapping may be written as one word.
+IN_SHORT = {"test": spelled_out, "preprocess": method_spelled_out, "ridge": selection_spelled_out}
+
+
 def _children(node: Any, part: str, assignment: str) -> list[Any]:
     if isinstance(node, list):
         return list(node) if part == "*" else [node[_index(node, part, assignment)]]
     if not isinstance(node, dict):
         raise ConfigError(f"--set {assignment}: {part} is not a key of a list or a mapping")
-    if isinstance(node.get(part), str) and part == "test":
-        node[part] = spelled_out(node[part])
+    if isinstance(node.get(part), str) and part in IN_SHORT:
+        node[part] = IN_SHORT[part](node[part])
     return [node.setdefault(part, {})]
 
 
@@ -103,23 +110,10 @@ def _index(node: list, part: str, assignment: str) -> int:
 
 
 MODELS: tuple[type[BaseModel], ...] = (
-    *(
-        Config,
-        Digits,
-        Cifar10,
-        Npz,
-        Keys,
-        Order,
-        Gram,
-        Train,
-        Test,
-        EarlyStopping,
-        RidgeChoice,
-        KernelColumn,
-        CnnColumn,
-    ),
+    *(Config, Digits, Cifar10, Npz, Keys, Order, Gram, Train, Test),
+    *(Zca, RidgeChoice, EarlyStopping, KernelColumn, CnnColumn),
 )
-TAGS = ("cntk", "nngp", "cnn", "digits", "cifar10", "npz", "number", "choice")
+TAGS = ("cntk", "nngp", "cnn", "digits", "cifar10", "npz", "number", "choice", "plain", "whitened")
 
 
 def _each_width(column: Any) -> list[Any]:

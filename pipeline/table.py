@@ -8,14 +8,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from exact_ntk.config import CnnColumn, Config, KernelColumn
-from exact_ntk.draws import OrderedImages
+from exact_ntk.config import CnnColumn, Config, KernelColumn, Zca
+from exact_ntk.draws import Draw, draw
 from exact_ntk.errors import ConfigError
-from exact_ntk.gram.plan import DTYPES, Request, Shelf, sources_of
+from exact_ntk.files import digest
+from exact_ntk.gram.plan import DTYPES, Request, Shelf, Source, sources_of
+from exact_ntk.images import OrderedImages
 from exact_ntk.kernels import resolve_backend
 from exact_ntk.kernels.passes import FAMILIES, family_of, trained_by_default
 from exact_ntk.networks.cell import NetworkCell
-from exact_ntk.regression.cell import KernelCell
+from exact_ntk.regression.cell import KernelCell, Place
 
 
 class Cell(Protocol):
@@ -61,7 +63,7 @@ class Table:
     @cached_property
     def shelf(self) -> Shelf:
         """The Gram stores of the run."""
-        return Shelf(self.folder, self.images.image_index)
+        return Shelf(self.folder)
 
     @cached_property
     def backends(self) -> dict[str, str]:
@@ -69,7 +71,7 @@ class Table:
 
         Raises ConfigError where the one asked for cannot run.
         """
-        gram, (height, width) = self.config.gram, self.images.x.shape[2:]
+        gram, (_, height, width) = self.config.gram, self.images.shape
         readouts = dict.fromkeys(c.readout for c in self.config.columns if isinstance(c, KernelColumn))
         try:
             return {
@@ -91,14 +93,47 @@ class Table:
     def cells(self) -> list[Cell]:
         """Every cell, in the table's order: columns, and of each its depths."""
         named = zip(self.config.column_names, self.config.columns, strict=True)
-        return [self._cell(name, column, depth) for name, column in named for depth in column.depths]
+        return [cell for name, column in named for cell in self._cells(name, column)]
 
-    def _cell(self, name: str, column: KernelColumn | CnnColumn, depth: int) -> Cell:
+    def _cells(self, name: str, column: KernelColumn | CnnColumn) -> list[Cell]:
+        """A column's cells, which share its images and draws."""
+        draws = tuple(draw(self.images, column, name, k) for k in range(column.train.draws))
+        how = self.config.preprocess_of(column)
+        each = isinstance(how, Zca) and how.fit == "draw"
         if isinstance(column, CnnColumn):
-            return NetworkCell(name, column, depth, self.images, self.folder)
-        ends = self._ends[family_of(column.readout)]
-        sources = sources_of(column, self.config.gram, self.images, self._backends_if_any.get(column.readout), ends)
-        return KernelCell(name, column, depth, self.images, sources, self.shelf)
+            images = self._images(how, draws[0].train if each else None)
+            return [NetworkCell(name, column, depth, images, draws[0], self.folder) for depth in column.depths]
+        images = self._images(how)
+        if each:
+            alone = [self._alone(images, d) for d in draws]
+            places = tuple(Place(*_in_halves(i), self._sources(column, i)) for i in alone)
+        else:
+            sources = self._sources(column, images)
+            places = tuple(Place(d.train, d.test, sources) for d in draws)
+        return [KernelCell(name, column, depth, images, draws, places, self.shelf) for depth in column.depths]
+
+    def _images(self, how: str | Zca, fitted_on: np.ndarray | None = None) -> OrderedImages:
+        """The config's images under a preprocessing, made once."""
+        key = str(how), None if fitted_on is None else digest(fitted_on)
+        if key not in self._made:
+            same = how == self.images.preprocess
+            self._made[key] = self.images if same else self.images.under(how, fitted_on)
+        return self._made[key]
+
+    def _alone(self, images: OrderedImages, d: Draw) -> OrderedImages:
+        """A draw's images, made once."""
+        key = str(images.preprocess), digest(d.train) + digest(d.test)
+        if key not in self._made:
+            self._made[key] = images.alone(d.train, d.test)
+        return self._made[key]
+
+    @cached_property
+    def _made(self) -> dict[tuple[str, str | None], OrderedImages]:
+        return {}
+
+    def _sources(self, column: KernelColumn, images: OrderedImages) -> tuple[Source, ...]:
+        ends, backend = self._ends[family_of(column.readout)], self._backends_if_any.get(column.readout)
+        return sources_of(column, self.config.gram, images, backend, ends)
 
     @cached_property
     def _ends(self) -> dict[str, tuple[bool, bool]]:
@@ -113,11 +148,11 @@ class Table:
     def kernel_cells(self) -> list[KernelCell]:
         """The kernel cells, columns of little work first."""
         cells = [cell for cell in self.cells if isinstance(cell, KernelCell)]
-        pixels = self.images.x[0, 0].numel()
+        _, height, width = self.images.shape
 
         def work(cell: KernelCell) -> int:
             pairs = sum(len(d.train) * (len(d.train) // 2 + len(d.test)) for d in cell.draws)
-            return pairs * (1 if cell.column.readout == "vanilla" else pixels)
+            return pairs * (1 if cell.column.readout == "vanilla" else height * width)
 
         return sorted(cells, key=work)
 
@@ -129,4 +164,9 @@ class Table:
     def requests(self, every: bool = False) -> list[Request]:
         """The kernel blocks that draws still to solve read, small columns first; every: those of solved draws too."""
         wanted = [(cell, list(range(len(cell.draws))) if every else cell.missing()) for cell in self.kernel_cells]
-        return [cell.request([k]) for cell, draws in wanted for k in draws]
+        return [cell.request(k) for cell, draws in wanted for k in draws]
+
+
+def _in_halves(images: OrderedImages) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of a draw's training and test images, where its images are alone."""
+    return np.arange(images.n_train), np.arange(images.n_train, images.n_train + images.n_test)

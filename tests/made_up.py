@@ -140,6 +140,6 @@ def fill(
     assert table.backends is not None
     requests = table.requests(every)
     chosen = [r for r in requests if first is None or (r.column, r.array) in {(f.column, f.array) for f in first}]
-    filler = Filler(table.images, table.shelf, table.device, table.config.gram.tile)
+    filler = Filler(table.shelf, table.device, table.config.gram.tile)
     check = table.requests(every=True) if repair else None
     return filler.fill(requests, None if first is None else chosen, repair=check, **options)

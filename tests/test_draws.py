@@ -112,7 +112,7 @@ def test_copies_are_what_is_equal_to_the_kernels(config: Config):
 
 @pytest.fixture
 def greys(config: Config, tmp_path: Path) -> Config:
-    """Each image of its own; 5 and 8 are constant, 11 zero once normalised, 20 copies 21 under another label."""
+    """Each image of its own; 5 and 8 are constant, 11 zero once preprocessed, 20 copies 21 under another label."""
     rng = np.random.default_rng(1)
     x = rng.integers(0, 256, (60, 4, 4)).astype(np.float64)
     y = np.arange(60) % 3
@@ -148,10 +148,13 @@ def without(config: Config, *images: int) -> Config:
 
 
 SINGULAR = [
-    ((), "training image 11 is zero once normalised, so the Gram matrix is singular: give .* ridge: 1.0e-6, or leave"),
+    (
+        (),
+        "training image 11 is zero once preprocessed, so the Gram matrix is singular: give .* ridge: 1.0e-6, or",
+    ),
     (
         (11,),
-        r"training images 5 and 8 are proportional once normalised \(8 is 1\.[67]\d times 5\) \(and 1 more such\), so",
+        r"training images 5 and 8 are proportional once preprocessed \(8 is 1\.[67]\d times 5\) \(and 1 more such\)",
     ),
     ((11, 5), "column CNTK-V: training images 18 and 19 are equal but labelled 2 and 0, so"),
 ]
@@ -203,13 +206,13 @@ def test_images_standardised_by_hand_and_taken_as_they_are_are_the_same(config: 
     data = dataset()
     mean, std = data.x_train.mean(), data.x_train.std()
     by_hand = [(x - mean) / std for x in (data.x_train, data.x_test)]
-    none = config.model_copy(update={"data": config.data.model_copy(update={"normalise": "none"})})
+    none = config.model_copy(update={"data": config.data.model_copy(update={"preprocess": "none"})})
     images = order_images(Dataset("made", by_hand[0], data.y_train, by_hand[1], data.y_test, data.classes), none)
     np.testing.assert_allclose(images.x, order_images(data, config).x, rtol=1e-6)
 
 
 def test_images_as_they_are_have_another_fingerprint_and_are_not_touched(config: Config):
-    none = config.model_copy(update={"data": config.data.model_copy(update={"normalise": "none"})})
+    none = config.model_copy(update={"data": config.data.model_copy(update={"preprocess": "none"})})
     data = dataset()
     floats = Dataset("made", data.x_train * 3.0 - 200, data.y_train, data.x_test * 3.0 - 200, data.y_test, data.classes)
     images, standard = order_images(floats, none), order_images(floats, config)

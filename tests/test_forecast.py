@@ -23,7 +23,7 @@ BLOCK = 4096
 
 
 def filler_of(table: Table) -> Filler:
-    return Filler(table.images, table.shelf, table.device, table.config.gram.tile)
+    return Filler(table.shelf, table.device, table.config.gram.tile)
 
 
 def forecast_of(table: Table, memory: int = PLENTY) -> Forecast:

@@ -90,7 +90,7 @@ def normalisation(x: np.ndarray, how: str = "standard") -> tuple[np.ndarray, np.
         mend = f", such as x_train[..., {others}]," if others else ""
         raise DataError(
             f"x_train: channel {constant[0]} is constant, so it cannot be normalised: drop it{mend} or set "
-            "data.normalise: none"
+            "data.preprocess: none"
         )
     return mean, std
 
@@ -145,7 +145,7 @@ def _part(
     keys, layout = (spec.keys.model_dump(), spec.layout) if isinstance(spec, Npz) else ({}, None)
     x_key, y_key = (keys.get(f"{kind}_{part}", f"{kind}_{part}") for kind in "xy")
     labels = max(y.shape) if 1 in y.shape else len(y) if y.ndim else 0
-    x = read_images(name, x_key, x, labels, layout, spec.normalise == "none")
+    x = read_images(name, x_key, x, labels, layout, spec.preprocess == "none")
     return x, read_labels(name, y_key, y, len(x))
 
 

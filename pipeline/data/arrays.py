@@ -176,14 +176,14 @@ def _as_pixels(key: str, x: np.ndarray) -> str:
         return "save pixels as numbers"
     low, high = int(x.min()), int(x.max())
     if low < 0:
-        mend = f"{key}.astype(np.float32) and set data.normalise: none"
+        mend = f"{key}.astype(np.float32) and set data.preprocess: none"
     else:
         mend = f"{key}.astype(np.uint8)" if high <= 255 else f"({key} / {high}).astype(np.float32)"
     return f"it lies in [{low}, {high}]: save {mend}"
 
 
 def _in_unit_range(key: str, low: float, high: float, share_outside: float) -> str:
-    as_they_are = "data.normalise: none takes images as they are"
+    as_they_are = "data.preprocess: none takes images as they are"
     if low >= -OVERSHOOT and high <= 1 + OVERSHOOT and share_outside <= OVERSHOT:
         return f"save np.clip({key}, 0, 1), or {as_they_are}"
     if low >= 0:

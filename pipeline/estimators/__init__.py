@@ -23,7 +23,7 @@ PARAMETERS = """
         early_stopping: None, or the share of images to hold out: gradient flow on the others is stopped where it does
             best on these.
         train_first, train_last: whether an end layer is trained; None is both, for gap neither.
-        normalise: "standard" (each channel minus its mean, by its deviation) or "none". uint8 counts in units of 255.
+        preprocess: "standard" (each channel minus its mean, by its deviation) or "none". uint8 counts in units of 255.
         image_shape: (H, W) or (H, W, C) of rows; without it a row of d numbers is one pixel of d channels.
         layout: "nhwc" or "nchw"; None is nhwc, and a shape that leaves doubt is refused.
         device: "cpu", "cuda", "cuda:1", ...; None is the first GPU where there is one.

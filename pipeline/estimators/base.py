@@ -49,7 +49,7 @@ class KernelMachine(BaseEstimator):
         early_stopping: float | None = None,
         train_first: bool | None = None,
         train_last: bool | None = None,
-        normalise: str = "standard",
+        preprocess: str = "standard",
         image_shape: tuple[int, ...] | None = None,
         layout: Layout | None = None,
         device: str | None = None,
@@ -62,7 +62,7 @@ class KernelMachine(BaseEstimator):
         self.early_stopping = early_stopping
         self.train_first = train_first
         self.train_last = train_last
-        self.normalise = normalise
+        self.preprocess = preprocess
         self.image_shape = image_shape
         self.layout = layout
         self.device = device
@@ -131,12 +131,12 @@ class KernelMachine(BaseEstimator):
         x: as passed and validated.  targets: float64 (n, outputs).  early: (n,) labels that early stopping counts
         right or wrong, or None for the squared error.
         """
-        if self.normalise not in ("standard", "none"):
-            raise ValueError(f"normalise must be 'standard' or 'none', not {self.normalise!r}")
+        if self.preprocess not in ("standard", "none"):
+            raise ValueError(f"preprocess must be 'standard' or 'none', not {self.preprocess!r}")
         images = as_images(x, self.image_shape, self.layout)
         channels = images.shape[-1]
         self.mean_, self.scale_ = np.zeros(channels), np.ones(channels)
-        if self.normalise == "standard":
+        if self.preprocess == "standard":
             self.mean_, deviation = channel_statistics(images)
             self.scale_ = np.where(deviation > 1e-12, deviation, 1.0)  # a channel that never varies says nothing
         self.image_shape_, self.pixels_ = images.shape[1:], images.dtype.kind

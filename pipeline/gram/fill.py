@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from exact_ntk.draws import OrderedImages
 from exact_ntk.errors import NtkError, StoreError
 from exact_ntk.files import fingerprint
 from exact_ntk.gram import store
@@ -49,18 +48,19 @@ SECONDS_BETWEEN_RECORDS = 20.0
 log = logging.getLogger("ntk")
 
 
+def pass_of(source: Source, arrays: Sequence[Array]) -> Pass:
+    """One pass that holds every one of `arrays`."""
+    readouts, depths = {r for r, _ in arrays}, {d for _, d in arrays}
+    return Pass(source.family, tuple(sorted(depths)), tuple(sorted(readouts)), source.train_first, source.train_last)
+
+
 class TileComputer:
     """Images on a device, and the kernel values of their blocks from one source."""
 
-    def __init__(self, source: Source, images: OrderedImages, device: torch.device):
+    def __init__(self, source: Source, device: torch.device):
         self.source, self.device = source, device
-        self.most = max(1, len(images.x))  # side of the largest block that memory was not found too short for
-        self.x = images.x.to(device)
-
-    def job(self, arrays: Sequence[Array]) -> Pass:
-        """One pass that holds every one of `arrays`."""
-        s, readouts, depths = self.source, {r for r, _ in arrays}, {d for _, d in arrays}
-        return Pass(s.family, tuple(sorted(depths)), tuple(sorted(readouts)), s.train_first, s.train_last)
+        self.x = source.images.passing().to(device)
+        self.most = max(1, len(self.x))  # side of the largest block that memory was not found too short for
 
     def block(self, rows: slice, columns: slice, arrays: Sequence[Array]) -> torch.Tensor:
         """(arrays, rows, columns) in float64; what lies on the diagonal is computed once and mirrored.
@@ -100,7 +100,7 @@ class TileComputer:
         return values
 
     def _pass(self, rows: slice, columns: slice, arrays: Sequence[Array]) -> torch.Tensor:
-        job, other = self.job(arrays), None if rows == columns else self.x[columns]
+        job, other = pass_of(self.source, arrays), None if rows == columns else self.x[columns]
         values = cntk_pass(self.x[rows], other, job, backend=self.source.backend, dtype=DTYPES[self.source.dtype])
         return torch.stack([values[job.readouts.index(r), job.depths.index(d)] for r, d in arrays])
 
@@ -128,8 +128,8 @@ def _parts(whole: slice, size: int) -> Iterator[slice]:
 class Filler:
     """Fills the stores of one table: measures each source once, and says what it is about to do."""
 
-    def __init__(self, images: OrderedImages, shelf: Shelf, device: torch.device, side: int | str):
-        self.images, self.shelf, self.device, self.side = images, shelf, device, side
+    def __init__(self, shelf: Shelf, device: torch.device, side: int | str):
+        self.shelf, self.device, self.side = shelf, device, side
         self._rates: dict[tuple, float] = {}
         self._computers: dict[str, TileComputer] = {}
         self._said: set[str] = set()
@@ -166,14 +166,14 @@ class Filler:
 
     def plan(self, requests: Sequence[Request]) -> list[Fill]:
         """What `fill` would do. Makes nothing: a store that is not there yet can only be asked for its place."""
-        shelf = Shelf(self.shelf.folder, self.shelf.image_index, read_only=True)
+        shelf = Shelf(self.shelf.folder, read_only=True)
         return plan_fills(requests, shelf, lambda source: self.rate(source, requests), self.side)
 
     def entry_layers(self, share: Share) -> int:
         """The work in a share's pairs."""
-        height, width = self.images.x.shape[2:]
-        computer, shape = self._computer(share.fill.source), share.fill.store.shape
-        jobs = ((shape.pairs(tile), computer.job(share.fill.work[tile])) for tile in share.tiles)
+        source, shape = share.fill.source, share.fill.store.shape
+        _, height, width = source.images.shape
+        jobs = ((shape.pairs(tile), pass_of(source, share.fill.work[tile])) for tile in share.tiles)
         return sum(job.entry_layers(pairs, height, width) for pairs, job in jobs)
 
     def _share(self, fill: Fill, wanted: Sequence[Request], shard: tuple[int, int]) -> Share:
@@ -184,13 +184,16 @@ class Filler:
     def _computer(self, source: Source) -> TileComputer:
         name = fingerprint(source.fields)
         if name not in self._computers:
-            self._computers[name] = TileComputer(source, self.images, self.device)
+            # A draw's own images are done with when its store is.
+            self._computers = {k: c for k, c in self._computers.items() if not c.source.images.of_a_draw}
+            self._computers[name] = TileComputer(source, self.device)
         return self._computers[name]
 
     def rate(self, source: Source, requests: Sequence[Request]) -> float:
         """Pairs/s of a source, over every array that it may hold for some request."""
         arrays = sorted({r.array for r in requests if source in r.sources})
-        key = (fingerprint(source.fields), *arrays)
+        ends = source.train_first, source.train_last
+        key = (source.family, *ends, source.backend, source.dtype, source.images.shape, *arrays)
         if key not in self._rates:
             self._require_memory(source, requests)
             self._rates[key] = self._computer(source).pairs_per_second(arrays)
@@ -198,7 +201,7 @@ class Filler:
 
     def _require_memory(self, source: Source, requests: Sequence[Request]) -> None:
         try:
-            size = self.images.x.shape[2:]
+            _, *size = source.images.shape
             require_memory(source.backend, self.device, source.family, DTYPES[source.dtype], *size)
         except MemoryError as error:
             columns = dict.fromkeys(r.column for r in requests if source in r.sources)
@@ -355,7 +358,7 @@ class _Filling:
             wait([item.written])  # also where a signal ended the wait above: the tile is this process's until then
             item.lock.release()
         pairs, (height, width) = self.fill.store.shape.pairs(item.tile), self.computer.x.shape[2:]
-        self.work += self.computer.job(item.arrays).entry_layers(pairs, height, width)
+        self.work += pass_of(self.fill.source, item.arrays).entry_layers(pairs, height, width)
         self.files += len(item.arrays)
         rate = self.work / (time.perf_counter() - self.start)
         self.bar.set_postfix_str(f"{rate:.2g} entry-layers/s, {self.files} of {self.in_all} files", refresh=False)

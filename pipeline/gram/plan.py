@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from exact_ntk.config import Gram, KernelColumn
-from exact_ntk.draws import OrderedImages
 from exact_ntk.errors import Incomplete
 from exact_ntk.files import fingerprint
 from exact_ntk.gram import store as stores
 from exact_ntk.gram.store import Array, GramStore, Shape, Tile
+from exact_ntk.images import OrderedImages
 from exact_ntk.kernels import KERNEL_VERSION, RESOLVED_BACKENDS
 from exact_ntk.kernels.passes import family_of, trained_by_default
 from exact_ntk.locks import locked
@@ -37,7 +37,7 @@ Block = tuple[np.ndarray, np.ndarray]  # rows and columns, as positions
 
 @dataclass(frozen=True)
 class Source:
-    """Where kernel values may come from: a readout family with its trained ends, a resolved backend, an arithmetic.
+    """Where kernel values may come from: images, a readout family with its trained ends, a backend, an arithmetic.
 
     stored: the dtype of the values on disk.
     """
@@ -47,14 +47,14 @@ class Source:
     train_last: bool
     backend: str
     dtype: str
-    images: dict[str, Any]
+    images: OrderedImages
     stored: str = "float64"
 
     @property
     def values(self) -> dict[str, Any]:
         """What the values of an NNGP kernel depend on: all but the trained ends."""
         return {
-            **self.images,
+            **self.images.fields,
             "family": self.family,
             "backend": self.backend,
             "dtype": self.dtype,
@@ -90,7 +90,7 @@ def sources_of(
     ]
     dtypes, stored = (list(DTYPES)[list(DTYPES).index(asked) :] for asked in (gram.dtype, gram.store))
     return tuple(
-        Source(family, first, last, name, dtype, images.fields, kept)
+        Source(family, first, last, name, dtype, images, kept)
         for dtype in dtypes
         for kept in stored
         for name in dict.fromkeys(backends)
@@ -115,13 +115,13 @@ class Request:
 
 
 class Shelf:
-    """The Gram stores of a run's folder, for one order of images.
+    """The Gram stores of a run's folder.
 
     read_only: nothing is made: a store whose metadata are lost is passed over, not mended.
     """
 
-    def __init__(self, folder: Path, image_index: np.ndarray, read_only: bool = False):
-        self.folder, self.image_index, self.read_only = folder, image_index, read_only
+    def __init__(self, folder: Path, read_only: bool = False):
+        self.folder, self.read_only = folder, read_only
         self._opened: dict[Path, GramStore] = {}
 
     def stores(self, source: Source) -> list[GramStore]:
@@ -137,7 +137,7 @@ class Shelf:
         if self.read_only and not stores.is_made(path):
             return GramStore(path, source.fields, stores.shape_of(source.fields, side))
         if path not in self._opened:
-            self._opened[path] = stores.make(self.folder, source.fields, side, self.image_index)
+            self._opened[path] = stores.make(self.folder, source.fields, side, source.images.image_index)
         return self._opened[path]
 
     def complete(self, request: Request) -> tuple[Source, GramStore] | None:
@@ -344,7 +344,7 @@ def _seconds_left(group: Iterable[Request], store: GramStore, pace: float) -> fl
     return pairs / pace + SECONDS_A_FILE * sum(map(len, missing.values()))
 
 
-def tile_side(group: Sequence[Request], images: dict[str, Any], pace: float) -> int:
+def tile_side(group: Sequence[Request], images: OrderedImages, pace: float) -> int:
     """Half a minute of work, at most 256 MB, several across the images in use, and at most 20,000 files in all.
 
     pace: pairs/s. A divisor of the smallest draw is preferred: its blocks then end where tiles end.
@@ -364,9 +364,9 @@ def tile_side(group: Sequence[Request], images: dict[str, Any], pace: float) -> 
     return next((s for s in whole if s == side or _files(group, images, s) <= MOST_FILES), side)
 
 
-def _grids(group: Iterable[Request], images: dict[str, Any], side: int) -> dict[Array, np.ndarray]:
+def _grids(group: Iterable[Request], images: OrderedImages, side: int) -> dict[Array, np.ndarray]:
     """For each array which tiles are read: (tiles down, tiles across) booleans."""
-    rows, columns = (-(-n // side) for n in (images["train_images"] + images["test_images"], images["train_images"]))
+    rows, columns = (-(-n // side) for n in (images.n_train + images.n_test, images.n_train))
     found: dict[Array, np.ndarray] = {}
     for request in group:
         grid = found.setdefault(request.array, np.zeros((rows, columns), bool))
@@ -376,11 +376,11 @@ def _grids(group: Iterable[Request], images: dict[str, Any], side: int) -> dict[
     return found
 
 
-def _files(group: Iterable[Request], images: dict[str, Any], side: int) -> int:
+def _files(group: Iterable[Request], images: OrderedImages, side: int) -> int:
     return sum(int(grid.sum()) for grid in _grids(group, images, side).values())
 
 
-def _seconds(group: Iterable[Request], images: dict[str, Any], side: int, pace: float) -> float:
+def _seconds(group: Iterable[Request], images: OrderedImages, side: int, pace: float) -> float:
     grids = list(_grids(group, images, side).values())
     read = np.logical_or.reduce(grids)
     diagonal = int(np.diagonal(read).sum())

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from exact_ntk.config import CnnColumn
-from exact_ntk.draws import OrderedImages, copies_tested, draw
+from exact_ntk.draws import Draw, copies_tested
 from exact_ntk.errors import ConfigError
 from exact_ntk.files import digest, fingerprint, write_json
+from exact_ntk.images import OrderedImages
 from exact_ntk.networks.lr import MOST_STEPS, DeadNetwork, largest_stable_lr
 from exact_ntk.networks.training import LOSS, Setting, TrainingData, build_network
 from exact_ntk.progress import progress
@@ -40,10 +41,9 @@ class NetworkCell:
     test). The reported runs always train on all of the draw's images.
     """
 
-    def __init__(self, name: str, column: CnnColumn, depth: int, images: OrderedImages, folder: Path):
-        self.name, self.column, self.depth, self.images = name, column, depth, images
+    def __init__(self, name: str, column: CnnColumn, depth: int, images: OrderedImages, draw: Draw, folder: Path):
+        self.name, self.column, self.depth, self.images, self.draw = name, column, depth, images, draw
         self.folder = folder / "cnn"
-        self.draw = draw(images, column, name, 0)
         held_out = round(len(self.draw.train) * column.holdout)
         # Draw positions are in a seeded, usually class-balanced order: a prefix is a fair sample.
         self.fit, self.held_out = self.draw.train[held_out:], self.draw.train[:held_out]
@@ -201,6 +201,7 @@ class NetworkCell:
             n_test=len(self.draw.test),
             test_from=self.column.test.source,
             copies_tested=copies_tested(self.images, self.draw),
+            preprocessed=self.images.words,
             seeds=len(good),
             seeds_diverged=len(done) - len(good),
             lr=good[0].lr or 0.0,

@@ -1,17 +1,17 @@
 """A kernel column at a depth: the draws it is the mean of, the kernel blocks they read, and its record."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from exact_ntk.config import KernelColumn, RidgeChoice
-from exact_ntk.draws import Draw, OrderedImages, copies_tested, draw
+from exact_ntk.draws import Draw, copies_tested
 from exact_ntk.files import digest, fingerprint, read_npz
 from exact_ntk.gram.plan import Request, Shelf, Source
 from exact_ntk.gram.store import Array
+from exact_ntk.images import OrderedImages
 from exact_ntk.records import KernelRecord, SolvedDraw, read_record
 from exact_ntk.regression.early_stopping import over_draws
 from exact_ntk.regression.solve import LARGEST_RESIDUAL
@@ -30,23 +30,34 @@ def _identity(ridge: float | RidgeChoice) -> Any:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a draw's kernel values lie: its positions in the stores of `sources`, which are in order of preference."""
+
+    train: np.ndarray
+    test: np.ndarray
+    sources: tuple[Source, ...]
+
+    @property
+    def shared(self) -> bool:
+        """Whether other draws read the same stores."""
+        return not self.sources[0].images.of_a_draw
+
+
+@dataclass(frozen=True)
 class KernelCell:
     """A kernel column at a depth. Its unit of work is a draw, which once solved needs no store any more.
 
-    sources: where its kernel values may come from, in order of preference.  shelf: the stores to read them from.
+    images: the config's, preprocessed as the column says.  draws: by number, as positions among these.  places: where
+    each draw's kernel values lie.  shelf: the stores to read them from.
     """
 
     name: str
     column: KernelColumn
     depth: int
     images: OrderedImages
-    sources: tuple[Source, ...]
+    draws: tuple[Draw, ...]
+    places: tuple[Place, ...]
     shelf: Shelf
-
-    @cached_property
-    def draws(self) -> list[Draw]:
-        """The draws, by number."""
-        return [draw(self.images, self.column, self.name, k) for k in range(self.column.train.draws)]
 
     @property
     def array(self) -> Array:
@@ -77,7 +88,7 @@ class KernelCell:
 
     def solved_path(self, k: int) -> Path | None:
         """The record of draw k from the first source that has been solved, or None."""
-        paths = dict.fromkeys(self.path(k, source) for source in self.sources)
+        paths = dict.fromkeys(self.path(k, source) for source in self.places[k].sources)
         return next((p for p in paths if p.exists() and p.with_suffix(".npz").exists()), None)
 
     def solved(self, k: int) -> SolvedDraw | None:
@@ -89,10 +100,11 @@ class KernelCell:
         """The draws that are not solved yet."""
         return [k for k in range(len(self.draws)) if self.solved_path(k) is None]
 
-    def request(self, draws: list[int]) -> Request:
-        """The kernel blocks that these draws read."""
-        blocks = [(rows, d.train) for d in (self.draws[k] for k in draws) for rows in (d.train, d.test)]
-        return Request(self.name, self.array, self.sources, tuple(blocks))
+    def request(self, k: int) -> Request:
+        """The kernel blocks that draw k reads."""
+        place = self.places[k]
+        blocks = (place.train, place.train), (place.test, place.train)
+        return Request(self.name, self.array, place.sources, blocks)
 
     def arrays(self) -> list[dict[str, np.ndarray]]:
         """What every solved draw keeps beside its record (see `stage`). Raises StoreError, naming the file."""
@@ -119,6 +131,7 @@ class KernelCell:
             n_test=len(self.draws[0].test),
             test_from=column.test.source,
             copies_tested=sum(copies_tested(self.images, d) for d in self.draws),
+            preprocessed=self._preprocessed,
             draws=len(draws),
             ridge=None if isinstance(column.ridge, RidgeChoice) else column.ridge,
             indefinite=any(r.indefinite is not None for r in by_draw),
@@ -132,11 +145,17 @@ class KernelCell:
         )
         return record, {"draws": [d.provenance for d in draws]}
 
+    @property
+    def _preprocessed(self) -> str | None:
+        place, alone = self.places[0], "; kernel values shared with no other draw"
+        words = place.sources[0].images.words
+        return words if place.shared or words is None else words + alone
+
     def needs(self) -> str:
         """What a cell without a record needs."""
         if trouble := self.trouble():
             return trouble
-        if all(self.shelf.complete(self.request([k])) for k in self.missing()):
+        if all(self.shelf.complete(self.request(k)) for k in self.missing()):
             return "run `ntk solve`"
         return "run `ntk compute-gram` and `ntk solve`"
 

@@ -235,10 +235,10 @@ def choose_ridge(
 
 def _by_eigen(matrix: Matrix, y: Tensor, plan: ChoicePlan, ridges: Sequence[float], unit: float) -> ErrorCurve:
     fit, held = _parts(plan)
-    k = block(matrix, fit, fit).to(y.device)
+    k = block(matrix, fit, fit, y.device)
     if plan.choice.select == "loo":
         return leave_one_out(k, y, ridges, unit)
-    return held_out(k, block(matrix, held, fit).to(y.device), y[fit], y[held], ridges, unit)
+    return held_out(k, block(matrix, held, fit, y.device), y[fit], y[held], ridges, unit)
 
 
 def _parts(plan: ChoicePlan) -> tuple[slice, slice]:

@@ -115,7 +115,7 @@ def plan_ridge(cell: KernelCell, choice: RidgeChoice, k_train: Stored, memory: i
 
 def _budget(cell: KernelCell, memory: int) -> int:
     """What is left of `memory` beside the program and the images."""
-    return memory - PROGRAM_BYTES - cell.images.x.nbytes
+    return memory - PROGRAM_BYTES - cell.images.nbytes
 
 
 class Solver:
@@ -127,7 +127,7 @@ class Solver:
 
     def solve(self, cell: KernelCell, k: int) -> bool | None:
         """Solve a draw under its lock: True; False if it was solved meanwhile, None if another process has it."""
-        source, store = cell.shelf.require(cell.request([k]))
+        source, store = cell.shelf.require(cell.request(k))
         path = cell.path(k, source)
         lock = try_lock(path.with_suffix(".lock"))
         if lock is None:
@@ -146,8 +146,8 @@ class Solver:
     def _solve(self, cell: KernelCell, k: int, source: Source, store: GramStore) -> None:
         """Solve a draw; coefficients, indices, outputs and a small heat map are kept beside the record."""
         start = time.perf_counter()
-        d, images, path = cell.draws[k], cell.images, cell.path(k, source)
-        stored, k_test = (Stored(store, cell.array, rows, d.train) for rows in (d.train, d.test))
+        d, place, images, path = cell.draws[k], cell.places[k], cell.images, cell.path(k, source)
+        stored, k_test = (Stored(store, cell.array, rows, place.train) for rows in (place.train, place.test))
         k_train: Matrix = stored
         try:
             plan = plan_draw(cell, stored, self.memory)

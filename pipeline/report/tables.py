@@ -148,6 +148,7 @@ def _is_one_draw(results: Results, name: str) -> bool:
 
 def _describe(r: CellRecord, one_draw: bool) -> str:
     images = f"{r.n_train} training images{', one draw' * one_draw}, tested on {r.n_test}{SOURCES[r.test_from]}"
+    images += f", {r.preprocessed}" if r.preprocessed else ""
     if isinstance(r, NetworkRecord):
         return f"{images}, width {r.width}, mean of {r.seeds} seeds"
     images += f", mean of {r.draws} draws" if r.draws > 1 else ""

@@ -142,7 +142,7 @@ def test_a_constant_channel_is_refused_by_name_or_taken_as_it_is():
     x = np.random.default_rng(0).random((9, 3, 3, 2))
     x[..., 1] = 0.25
     with pytest.raises(
-        DataError, match=r"channel 1 is constant.* x_train\[\.\.\., \[0\]\], or set data\.normalise: none"
+        DataError, match=r"channel 1 is constant.* x_train\[\.\.\., \[0\]\], or set data\.preprocess: none"
     ):
         normalisation(x)
     mean, std = normalisation(x, "none")

@@ -30,7 +30,7 @@ def test_three_hundred_digits_reach_94_percent():
 
 def test_outputs_are_the_kernel_regression():
     x, y = torch.from_numpy(SMALL[:, None]), SMALL_Y
-    model = CNTKClassifier(depth=3, readout="vanilla", ridge=1e-3, normalise="none", device="cpu").fit(
+    model = CNTKClassifier(depth=3, readout="vanilla", ridge=1e-3, preprocess="none", device="cpu").fit(
         SMALL[:50], y[:50]
     )
     k = cntk(x.float(), depths=(3,), readouts=("vanilla",))[0, 0]
@@ -156,10 +156,10 @@ BAD = {
     "a word for a ridge": (dict(ridge="cv"), SMALL[:4], "'loo', not 'cv'"),
     "two ways at once": (dict(ridge="loo", early_stopping=0.5), SMALL[:4], "choose one"),
     "a share that is none": (dict(early_stopping=2.0), SMALL[:4], "between 0 and 1"),
-    "a word for normalise": (dict(normalise="minmax"), SMALL[:4], "normalise must be"),
+    "a word for preprocess": (dict(preprocess="minmax"), SMALL[:4], "preprocess must be"),
     "a device that is not there": (dict(device="tpu"), SMALL[:4], "no such device"),
     "no memory": (dict(memory="lots"), SMALL[:4], "memory lots: should be a size"),
-    "blank images": (dict(normalise="none"), np.zeros((4, 5, 5)), "singular|positive definite"),
+    "blank images": (dict(preprocess="none"), np.zeros((4, 5, 5)), "singular|positive definite"),
 }
 
 

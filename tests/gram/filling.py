@@ -19,10 +19,10 @@ def blocks(table: Table) -> dict[str, np.ndarray]:
     """Everything the columns read."""
     out = {}
     for cell in table.kernel_cells:
-        _, store = table.shelf.require(cell.request(list(range(len(cell.draws)))))
-        for k, d in enumerate(cell.draws):
-            rows = np.concatenate([d.train, d.test])
-            out[f"{cell.name}/{cell.depth}/{k}"] = store.read(*cell.array, rows, d.train)
+        for k, place in enumerate(cell.places):
+            _, store = table.shelf.require(cell.request(k))
+            rows = np.concatenate([place.train, place.test])
+            out[f"{cell.name}/{cell.depth}/{k}"] = store.read(*cell.array, rows, place.train)
     return out
 
 

@@ -96,14 +96,16 @@ def test_a_store_holds_the_bytes_that_the_kernels_give(config_path: Path, tmp_pa
     table = computed(config_path, tmp_path, GPU, "gram.tile=7")
     x = table.images.x.to(GPU)
     for cell in table.kernel_cells:
-        _, store = table.shelf.require(cell.request([0]))
+        _, store = table.shelf.require(cell.request(0))
         rows, columns = np.arange(len(x)), np.arange(table.images.n_train)
         stored = {}
         for tile in store.finished(cell.array):
             r, c = store.shape.bounds(tile)
             stored[tile] = store.read(*cell.array, rows[r], columns[c])
             readout, depth = cell.array
-            ends = dict(train_first=cell.sources[0].train_first, train_last=cell.sources[0].train_last)
+            ends = dict(
+                train_first=cell.places[0].sources[0].train_first, train_last=cell.places[0].sources[0].train_last
+            )
             k = (
                 kernels.cntk(x[r], x[c], depths=(depth,), readouts=(readout,), backend="fused", **ends)[0, 0]
                 .cpu()
@@ -143,16 +145,16 @@ def test_two_processes_on_one_card(config_path: Path, tmp_path: Path):
 
 
 def test_a_card_too_small_for_a_block_gives_the_same_bits(caplog):
-    images = SimpleNamespace(x=torch.randn(4000, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
-    source = Source("vanilla", True, True, "fused-cuda", "float32", {})
+    x = torch.randn(4000, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    source = Source("vanilla", True, True, "fused-cuda", "float32", SimpleNamespace(passing=lambda: x))
     block, arrays = (slice(2000, 4000), slice(0, 2000)), [("vanilla", 3), ("vanilla-nngp", 6)]
-    whole = TileComputer(source, images, GPU).block(*block, arrays).cpu()
+    whole = TileComputer(source, GPU).block(*block, arrays).cpu()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(GPU).total_memory
     try:
         # One array of the result is 32 MB, sums and result together are 5 of them and more.
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(GPU) + (96 << 20)) / total, GPU)
-        halved = TileComputer(source, images, GPU).block(*block, arrays)
+        halved = TileComputer(source, GPU).block(*block, arrays)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, GPU)
     assert "is out of memory for a block of 2000 x 2000 images: going on in blocks of 1000 x 1000" in caplog.text

@@ -2,7 +2,9 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +13,11 @@ from exact_ntk.gram.plan import MOST_FILES, Request, Shelf, Source, plan_fills, 
 from exact_ntk.gram.store import Shape
 
 
+@cache
 def source(train: int, test: int = 0) -> Source:
-    return Source("gap", False, False, "reference-cpu", "float32", {"train_images": train, "test_images": test})
+    fields = {"train_images": train, "test_images": test}
+    images = SimpleNamespace(fields=fields, n_train=train, n_test=test, image_index=np.arange(train + test))
+    return Source("gap", False, False, "reference-cpu", "float32", images)
 
 
 def requests(train: int, draws: int, n: int, test: int = 0, depths: int = 1) -> list[Request]:
@@ -24,7 +29,7 @@ def requests(train: int, draws: int, n: int, test: int = 0, depths: int = 1) -> 
 
 def files(asked: list[Request], side: int) -> int:
     images = asked[0].sources[0].images
-    shape = Shape(images["train_images"] + images["test_images"], images["train_images"], side)
+    shape = Shape(images.n_train + images.n_test, images.n_train, side)
     return sum(len(request.tiles(shape)) for request in asked)
 
 
@@ -59,9 +64,9 @@ def test_no_request_takes_more_files_than_a_quota_holds(rate: float):
 
 
 def test_a_store_of_an_unfit_side_gets_one_of_another_beside_it_and_either_is_read(tmp_path: Path):
-    shelf = Shelf(tmp_path, np.arange(1797))
+    shelf = Shelf(tmp_path)
     small, large = requests(1000, 20, 10, test=797), requests(1000, 1, 1000, test=797)
-    shelf_of_tiny = Shelf(tmp_path / "tiny", np.arange(1797))
+    shelf_of_tiny = Shelf(tmp_path / "tiny")
     (tmp_path / "tiny").mkdir()
     (fill,) = plan_fills(small, shelf, lambda _: 1e6)
     side = fill.store.shape.side
@@ -71,14 +76,14 @@ def test_a_store_of_an_unfit_side_gets_one_of_another_beside_it_and_either_is_re
     assert again.store.path == fill.store.path
     (tiny,) = plan_fills(small, shelf_of_tiny, lambda _: 1e6, side=2)
     assert tiny.store.shape.side == 2
-    (beside,) = plan_fills(large, Shelf(tmp_path / "tiny", np.arange(1797)), lambda _: 1e6)
+    (beside,) = plan_fills(large, Shelf(tmp_path / "tiny"), lambda _: 1e6)
     assert beside.store.shape.side > 100
     assert len(list((tmp_path / "tiny").glob("gram-*"))) == 2
 
 
 def test_a_store_whose_tiles_are_far_too_large_is_left_alone(tmp_path: Path):
     """Ten images do not wait for tiles of a thousand."""
-    shelf = Shelf(tmp_path, np.arange(2000))
+    shelf = Shelf(tmp_path)
     plan_fills(requests(2000, 1, 2000), shelf, lambda _: 1e9, side=1000)
     (fill,) = plan_fills(requests(2000, 1, 20), shelf, lambda _: 100.0)
     assert fill.store.shape.side < 20
@@ -95,7 +100,7 @@ def test_processes_that_measure_other_rates_agree_on_one_store(tmp_path: Path):
         return pace
 
     def plan(_: int) -> Path:
-        (fill,) = plan_fills(asked, Shelf(tmp_path, np.arange(4000)), rate)
+        (fill,) = plan_fills(asked, Shelf(tmp_path), rate)
         return fill.store.path
 
     with ThreadPoolExecutor(2) as pool:
@@ -103,7 +108,7 @@ def test_processes_that_measure_other_rates_agree_on_one_store(tmp_path: Path):
 
 
 def test_of_several_begun_stores_the_fullest_is_gone_on_with(tmp_path: Path):
-    shelf, asked = Shelf(tmp_path, np.arange(1000)), requests(1000, 1, 1000)
+    shelf, asked = Shelf(tmp_path), requests(1000, 1, 1000)
     small, _ = (shelf.store(source(1000), side) for side in (100, 160))
     small.add(("gap", 3))
     for tile in sorted(asked[0].tiles(small.shape))[:-5]:

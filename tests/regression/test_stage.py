@@ -71,7 +71,7 @@ def test_a_cell_is_kernel_regression_on_its_draws(config_path: Path, tmp_path: P
 def test_what_is_kept_of_a_draw_needs_no_store_any_more(config_path: Path, tmp_path: Path):
     table = prepared(config_path, tmp_path)
     cell = next(c for c in table.kernel_cells if (c.name, c.depth) == ("CNTK-GAP-40", 3))
-    _, store = table.shelf.require(cell.request([0]))
+    _, store = table.shelf.require(cell.request(0))
     d = cell.draws[0]
     k, k_test = store.read("gap", 3, d.train, d.train), store.read("gap", 3, d.test, d.train)
     solve(table)
@@ -130,7 +130,7 @@ def test_each_draw_chooses_its_ridge_without_the_test_images(config_path: Path, 
     table = prepared(config_path, tmp_path, asked)
     assert solve(table) == 8
     cell = table.kernel_cells[0]
-    _, store = table.shelf.require(cell.request([0]))
+    _, store = table.shelf.require(cell.request(0))
     y, images = table.images.y, cell.images
     for d, kept, found in zip(cell.draws, cell.arrays(), cell.record()[0].by_draw, strict=True):
         k = torch.from_numpy(store.read(*cell.array, d.train, d.train))
@@ -204,7 +204,7 @@ def test_what_is_there_is_solved_and_the_rest_is_said(config_path: Path, tmp_pat
 def test_a_draw_that_another_process_holds_is_left_to_it_and_waited_for(config_path: Path, tmp_path: Path, monkeypatch):
     table = prepared(config_path, tmp_path)
     cell = table.kernel_cells[0]
-    other = try_lock(cell.path(0, cell.sources[0]).with_suffix(".lock"))
+    other = try_lock(cell.path(0, cell.places[0].sources[0]).with_suffix(".lock"))
     looks: list[float] = []
 
     def look(seconds: float) -> None:
