@@ -281,13 +281,16 @@ class KernelColumn(_Column):
 
     readout: vanilla, gap, or lap-C, the local average over (2 C + 1)^2 pixels (Li et al. 2019).
     ridge: r stands for K + r mean(diag K) I; or how each draw chooses it.  on_indefinite: what to do when K is not
-    positive definite.
-    early_stopping: report beside the regression what stopping gradient flow early would give; none by default.
+    positive definite.  flips: train on mirror images, too, by averaging the kernel over them.  unit_diagonal: scale to
+    K(x, x') / sqrt(K(x, x) K(x', x')), before that average.  early_stopping: report beside the regression what stopping
+    gradient flow early would give; none by default.
     """
 
     model: Literal["cntk", "nngp"]
     ridge: Ridge = 0.0
     on_indefinite: Literal["lu", "stop"] = "lu"
+    flips: bool = False
+    unit_diagonal: bool = False
     early_stopping: EarlyStopping | None = None
 
     @model_validator(mode="after")
@@ -359,8 +362,12 @@ def default_name(column: KernelColumn | CnnColumn) -> str:
     return f"{name}-{n // 1000}K" if n % 1000 == 0 else f"{name}-{n}"
 
 
+def _flips(column: KernelColumn | CnnColumn) -> bool:
+    return isinstance(column, KernelColumn) and column.flips
+
+
 # What a resolved column holds only where it is not this.
-ABSENT = (("early_stopping", None), ("preprocess", None))
+ABSENT = (("early_stopping", None), ("preprocess", None), ("flips", False), ("unit_diagonal", False))
 
 
 class Config(_Model):
@@ -380,6 +387,17 @@ class Config(_Model):
             raise ValueError(f"two columns are called {twice[0]}: give one of them a name")
         return self
 
+    @model_validator(mode="after")
+    def _mirrored(self) -> Self:
+        for name, column in zip(self.column_names, self.columns, strict=True):
+            how = self.preprocess_of(column)
+            if _flips(column) and isinstance(how, Zca) and not how.flips:
+                raise ValueError(
+                    f"column {name}: flips needs K(Fx, Fx') = K(x, x') for mirror images F, which a ZCA fitted without "
+                    "them breaks: leave out preprocess.flips, or set it to true"
+                )
+        return self
+
     @property
     def column_names(self) -> list[str]:
         """One name a column, in order; networks that would share one add their width."""
@@ -392,7 +410,7 @@ class Config(_Model):
     def preprocess_of(self, column: KernelColumn | CnnColumn) -> Literal["standard", "none"] | Zca:
         """How a column's images are prepared, with every default in place."""
         how = self.data.preprocess if column.preprocess is None else column.preprocess
-        return how.resolved(flips=False) if isinstance(how, Zca) else how
+        return how.resolved(_flips(column)) if isinstance(how, Zca) else how
 
     @property
     def tested(self) -> bool:
@@ -407,7 +425,7 @@ class Config(_Model):
                 del values["data"][key]
         for column, name in zip(values["columns"], self.column_names, strict=True):
             column["name"] = name
-            for key, default in ABSENT:
-                if column.get(key, ...) == default:
+            for key, absent in ABSENT:
+                if column.get(key, ...) == absent:
                     del column[key]
         return values

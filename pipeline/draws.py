@@ -98,6 +98,8 @@ def load_images(config: Config) -> OrderedImages:
             found = draw(images, column, name, k)
             if isinstance(column, KernelColumn) and not column.ridge:
                 _refuse_singular(prepared, found, name)
+            if isinstance(column, KernelColumn) and column.unit_diagonal:
+                _refuse_zero(prepared, found, name)
     return images
 
 
@@ -118,6 +120,18 @@ def _refuse_singular(images: OrderedImages, found: Draw, name: str) -> None:
             ratio = images.alike.norm[two] / images.alike.norm[one]
             how = f"proportional once preprocessed ({j} is {ratio:.3g} times {i})"
         raise _singular(name, f"images {i} and {j} are {how}", len(pairs))
+
+
+def _refuse_zero(images: OrderedImages, found: Draw, name: str) -> None:
+    """Raises DataError for a draw with a zero image, or tested on one: its kernel has no unit diagonal."""
+    used = np.concatenate([found.train, found.test])
+    zero = used[images.alike.direction[used] == ZERO]
+    if len(zero):
+        part = "training" if zero[0] < images.n_train else "test"
+        raise DataError(
+            f"column {name}: {part} image {images.image_index[zero[0]]} is zero once preprocessed, so its kernel has "
+            "no unit diagonal: leave such images out, or unit_diagonal"
+        )
 
 
 def _singular(name: str, what: str, cases: int) -> DataError:

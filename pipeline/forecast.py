@@ -20,7 +20,6 @@ from exact_ntk.networks.stage import FITS, Only, runs_left
 from exact_ntk.networks.training import TrainingData
 from exact_ntk.progress import duration
 from exact_ntk.regression.cell import KernelCell
-from exact_ntk.regression.matrix import Stored
 from exact_ntk.regression.plan import DoesNotFit, SolvePlan
 from exact_ntk.regression.stage import plan_draw, plan_ridge
 from exact_ntk.table import Table
@@ -138,7 +137,7 @@ def _gram(filler: Filler, column: str, share: Share, requests: Sequence[Request]
         seconds=seconds,
         files=share.files,
         disk=share.bytes,
-        disk_float32=share.bytes if begun else share.files * replace(store.shape, stored="float32").chunk_bytes,
+        disk_float32=share.bytes if begun else share.bytes_in(replace(store.shape, stored="float32")),
     )
 
 
@@ -152,7 +151,7 @@ def _solves(
     store, (cell, k, _) = max(serving, key=lambda found: found[0].shape.side)
     train = cell.places[k].train
     systems = f"solve {len(wanted)} system{'s' * (len(wanted) > 1)} of "
-    k_train, choice = Stored(store, cell.array, train, train), cell.column.ridge
+    k_train, choice = cell.matrix(store, train, train), cell.column.ridge
     try:
         plan = plan_draw(cell, k_train, memory)
         choosing = plan_ridge(cell, choice, k_train, memory) if isinstance(choice, RidgeChoice) else None

@@ -120,6 +120,8 @@ class KernelRecord(_CellRecord):
     model: Literal["cntk", "nngp"]
     draws: int
     ridge: float | None
+    flips: bool = False
+    unit_diagonal: bool = False
     indefinite: bool
     backend: str
     dtype: str

@@ -32,8 +32,19 @@ from exact_ntk.gram.plan import (
     plan_fills,
     shard_of,
 )
-from exact_ntk.gram.store import Array, Tile, TileLock, array_name, check_space, other_formats
-from exact_ntk.kernels import Pass, cntk_pass, require_memory
+from exact_ntk.gram.store import (
+    SELF,
+    Array,
+    Tile,
+    TileLock,
+    array_name,
+    check_space,
+    is_mirrored,
+    is_self_kernel,
+    kernel_of,
+    other_formats,
+)
+from exact_ntk.kernels import Pass, cntk_pass, require_memory, self_pass
 from exact_ntk.progress import duration, progress
 from exact_ntk.provenance import add_provenance
 
@@ -48,10 +59,23 @@ SECONDS_BETWEEN_RECORDS = 20.0
 log = logging.getLogger("ntk")
 
 
+def passes_of(source: Source, arrays: Sequence[Array]) -> list[Pass]:
+    """The passes that give every one of `arrays`: one for each kind of pairs among them."""
+    return [pass_of(source, same) for same in by_pairs(arrays)]
+
+
 def pass_of(source: Source, arrays: Sequence[Array]) -> Pass:
-    """One pass that holds every one of `arrays`."""
-    readouts, depths = {r for r, _ in arrays}, {d for _, d in arrays}
+    """One pass that gives every one of `arrays`, which are of the same pairs."""
+    readouts, depths = {kernel_of(array) for array in arrays}, {d for _, d in arrays}
     return Pass(source.family, tuple(sorted(depths)), tuple(sorted(readouts)), source.train_first, source.train_last)
+
+
+def by_pairs(arrays: Sequence[Array]) -> list[list[Array]]:
+    """The arrays of K(x, x'), those of K(x, Fx') and those of K(x, x), each as far as there are any."""
+    kinds: dict[tuple[bool, bool], list[Array]] = {}
+    for array in arrays:
+        kinds.setdefault((is_mirrored(array), is_self_kernel(array)), []).append(array)
+    return list(kinds.values())
 
 
 class TileComputer:
@@ -63,7 +87,7 @@ class TileComputer:
         self.most = max(1, len(self.x))  # side of the largest block that memory was not found too short for
 
     def block(self, rows: slice, columns: slice, arrays: Sequence[Array]) -> torch.Tensor:
-        """(arrays, rows, columns) in float64; what lies on the diagonal is computed once and mirrored.
+        """(arrays, rows, columns) in float64; on the diagonal, what lies above is that below, mirrored.
 
         In one pass, or where memory is short in several, of parts of half the side; values of fused backends are the
         same. Raises torch.OutOfMemoryError or MemoryError where not even a pair fits.
@@ -72,6 +96,10 @@ class TileComputer:
             below = slice(columns.stop, rows.stop)
             square, rest = (self.block(r, columns, arrays) for r in (columns, below))
             return torch.cat([square.to(rest.device), rest], 1)
+        kinds = by_pairs(arrays)
+        if len(kinds) > 1:
+            found = {a: v for same in kinds for a, v in zip(same, self.block(rows, columns, same), strict=True)}
+            return torch.stack([found[array].to(found[arrays[0]].device) for array in arrays])
         side = max(rows.stop - rows.start, columns.stop - columns.start)
         if side <= self.most:
             try:
@@ -100,9 +128,17 @@ class TileComputer:
         return values
 
     def _pass(self, rows: slice, columns: slice, arrays: Sequence[Array]) -> torch.Tensor:
-        job, other = pass_of(self.source, arrays), None if rows == columns else self.x[columns]
-        values = cntk_pass(self.x[rows], other, job, backend=self.source.backend, dtype=DTYPES[self.source.dtype])
-        return torch.stack([values[job.readouts.index(r), job.depths.index(d)] for r, d in arrays])
+        flipped, on_diagonal = is_mirrored(arrays[0]), rows == columns
+        other = self.x[columns].flip(-1) if flipped else None if on_diagonal else self.x[columns]
+        job, dtype = pass_of(self.source, arrays), DTYPES[self.source.dtype]
+        values = _chosen(cntk_pass(self.x[rows], other, job, backend=self.source.backend, dtype=dtype), job, arrays)
+        # K(x, Fx') is K(x', Fx) up to rounding: one of the two is taken for both.
+        return values.tril() + values.tril(-1).mT if flipped and on_diagonal else values
+
+    def self_kernels(self, rows: slice, arrays: Sequence[Array]) -> torch.Tensor:
+        """K(x, x), (arrays, rows, 1) in float64."""
+        job, dtype = pass_of(self.source, arrays), DTYPES[self.source.dtype]
+        return _chosen(self_pass(self.x[rows], job, backend=self.source.backend, dtype=dtype), job, arrays)[:, :, None]
 
     def pairs_per_second(self, arrays: Sequence[Array]) -> float:
         """Measured on growing blocks until one takes long enough to tell; the better of two tries each."""
@@ -119,6 +155,11 @@ class TileComputer:
         start = time.perf_counter()
         self.block(rows, columns, arrays).sum().item()
         return time.perf_counter() - start
+
+
+def _chosen(values: torch.Tensor, job: Pass, arrays: Sequence[Array]) -> torch.Tensor:
+    """Of what a pass gives (readouts, depths, ...) that of each array."""
+    return torch.stack([values[job.readouts.index(kernel_of(a)), job.depths.index(a[1])] for a in arrays])
 
 
 def _parts(whole: slice, size: int) -> Iterator[slice]:
@@ -173,8 +214,11 @@ class Filler:
         """The work in a share's pairs."""
         source, shape = share.fill.source, share.fill.store.shape
         _, height, width = source.images.shape
-        jobs = ((shape.pairs(tile), pass_of(source, share.fill.work[tile])) for tile in share.tiles)
-        return sum(job.entry_layers(pairs, height, width) for pairs, job in jobs)
+        return sum(
+            job.entry_layers(shape.pairs(tile), height, width)
+            for tile in share.tiles
+            for job in passes_of(source, share.fill.work[tile])
+        )
 
     def _share(self, fill: Fill, wanted: Sequence[Request], shard: tuple[int, int]) -> Share:
         asked = {id(request) for request in wanted}
@@ -191,7 +235,8 @@ class Filler:
 
     def rate(self, source: Source, requests: Sequence[Request]) -> float:
         """Pairs/s of a source, over every array that it may hold for some request."""
-        arrays = sorted({r.array for r in requests if source in r.sources})
+        asked = {array for r in requests if source in r.sources for array in r.arrays}
+        arrays = sorted(array for array in asked if not is_self_kernel(array))
         ends = source.train_first, source.train_last
         key = (source.family, *ends, source.backend, source.dtype, source.images.shape, *arrays)
         if key not in self._rates:
@@ -213,14 +258,14 @@ class Filler:
         for gram in {s.path: s for r in requests for source in r.sources for s in self.shelf.stores(source)}.values():
             there: dict[Array, set[Tile]] = {}
             for request in requests:
-                tiles = request.tiles(gram.shape) & gram.finished(request.array)
-                there.setdefault(request.array, set()).update(tiles)
+                for array, tiles in request.reads(gram.shape).items():
+                    there.setdefault(array, set()).update(tiles & gram.finished(array))
             bad = [(array, tile) for array, tile in gram.damaged(there) if gram.discard(array, tile)]
             for array, tile in bad:
                 log.warning(
                     f"{gram.path.name}: tile {tile} of {array_name(array)} is damaged: set aside, to be computed anew"
                 )
-            found += [r for r in requests if any(a == r.array and t in r.tiles(gram.shape) for a, t in bad)]
+            found += [r for r in requests if any(t in r.reads(gram.shape).get(a, ()) for a, t in bad)]
         return found
 
     def _say(self, mine: Share, requests: Sequence[Request]) -> None:
@@ -298,9 +343,9 @@ class _Filling:
                 for tile, arrays, lock in self._claim():
                     item = _AtWork(tile, arrays, lock)
                     self.computing.append(item)
-                    item.values = _Copy(self.computer.block(*shape.bounds(tile), arrays))
+                    item.values = _Copy(self._computed(tile, arrays))
                     self._hand_over(COMPUTED_AHEAD if self.on_gpu else 0)
-                    most = max(2, BYTES_IN_FLIGHT // (shape.chunk_bytes * len(arrays)))
+                    most = max(2, BYTES_IN_FLIGHT // (shape.chunk_bytes(tile) * len(arrays)))
                     self._finish_writes(min(most, WRITERS + 1) - 1)
                 self._hand_over(0)
                 self._finish_writes(0)
@@ -311,6 +356,12 @@ class _Filling:
                         last.callback(item.lock.release)
                     for item in reversed(self.writing):
                         last.callback(self._finish, item)
+
+    def _computed(self, tile: Tile, arrays: list[Array]) -> torch.Tensor:
+        rows, columns = self.fill.store.shape.bounds(tile)
+        if tile[1] == SELF:
+            return self.computer.self_kernels(rows, arrays)
+        return self.computer.block(rows, columns, arrays)
 
     def _hand_over(self, ahead: int) -> None:
         """Give the writers what is on the host, waiting until at most `ahead` tiles are still to be computed."""
@@ -358,7 +409,8 @@ class _Filling:
             wait([item.written])  # also where a signal ended the wait above: the tile is this process's until then
             item.lock.release()
         pairs, (height, width) = self.fill.store.shape.pairs(item.tile), self.computer.x.shape[2:]
-        self.work += pass_of(self.fill.source, item.arrays).entry_layers(pairs, height, width)
+        jobs = passes_of(self.fill.source, item.arrays)
+        self.work += sum(job.entry_layers(pairs, height, width) for job in jobs)
         self.files += len(item.arrays)
         rate = self.work / (time.perf_counter() - self.start)
         self.bar.set_postfix_str(f"{rate:.2g} entry-layers/s, {self.files} of {self.in_all} files", refresh=False)

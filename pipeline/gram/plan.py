@@ -102,16 +102,34 @@ def sources_of(
 
 @dataclass(frozen=True)
 class Request:
-    """Blocks of one array that a column reads, from a store of any of `sources`, in order of preference."""
+    """Blocks of arrays that a column reads, from one store of any of `sources`, in order of preference.
+
+    arrays: its kernel's, and those beside it that it reads as well.
+    """
 
     column: str
-    array: Array
+    arrays: tuple[Array, ...]
     sources: tuple[Source, ...]
     blocks: tuple[Block, ...]
 
+    @property
+    def array(self) -> Array:
+        """Its kernel's."""
+        return self.arrays[0]
+
+    def reads(self, shape: Shape) -> dict[Array, set[Tile]]:
+        """For each array the tiles that are read of it."""
+        blocks = set().union(*(shape.covering(rows, columns) for rows, columns in self.blocks))
+        images = set().union(*(shape.on_diagonal(at) for block in self.blocks for at in block))
+        return {array: images if stores.is_self_kernel(array) else blocks for array in self.arrays}
+
     def tiles(self, shape: Shape) -> set[Tile]:
-        """The tiles that hold the blocks."""
-        return set().union(*(shape.covering(rows, columns) for rows, columns in self.blocks))
+        """The tiles that are read of some array."""
+        return set().union(*self.reads(shape).values())
+
+    def missing(self, store: GramStore) -> dict[Array, set[Tile]]:
+        """Those that are read and not there."""
+        return {array: tiles - store.finished(array) for array, tiles in self.reads(store.shape).items()}
 
 
 class Shelf:
@@ -144,7 +162,7 @@ class Shelf:
         """The first source with a store that holds every block of a request, or None."""
         for source in request.sources:
             for store in self.stores(source):
-                if store.complete([request.array], request.tiles(store.shape)):
+                if not any(request.missing(store).values()):
                     return source, store
         return None
 
@@ -158,9 +176,10 @@ class Shelf:
             state = found.setdefault(store.path if store else None, State(store))
             state.columns += [request.column] if request.column not in state.columns else []
             if store:
-                tiles, there = request.tiles(store.shape), store.finished(request.array)
-                state.finished.setdefault(request.array, set()).update(tiles & there)
-                state.missing.setdefault(request.array, set()).update(tiles - there)
+                missing = request.missing(store)
+                for array, tiles in request.reads(store.shape).items():
+                    state.finished.setdefault(array, set()).update(tiles - missing[array])
+                    state.missing.setdefault(array, set()).update(missing[array])
         return list(found.values())
 
     def require(self, request: Request) -> tuple[Source, GramStore]:
@@ -173,10 +192,10 @@ class Shelf:
         if not begun:
             raise Incomplete(f"{request.column} at depth {depth}: no Gram matrix yet: run `ntk compute-gram` first")
         store = begun[0]
-        needed = request.tiles(store.shape)
-        missing = needed - store.finished(request.array)
+        needed = sum(map(len, request.reads(store.shape).values()))
+        missing = sum(map(len, request.missing(store).values()))
         raise Incomplete(
-            f"{request.column} at depth {depth}: {len(missing)} of {len(needed)} tiles of {readout} are missing in "
+            f"{request.column} at depth {depth}: {missing} of {needed} tiles of {readout} are missing in "
             f"{store.path}: run `ntk compute-gram` to finish them"
         )
 
@@ -222,14 +241,15 @@ class Fill:
 
     def add(self, request: Request) -> None:
         """Take a request in: its tiles, and of each only what is not there."""
-        tiles = request.tiles(self.store.shape)
+        missing = request.missing(self.store)
         self.requests.append(request)
-        self.needed.setdefault(request.array, set()).update(tiles)
         self.columns += [request.column] if request.column not in self.columns else []
-        for tile in sorted(tiles - self.store.finished(request.array)):
-            arrays = self.work.setdefault(tile, [])
-            if request.array not in arrays:
-                arrays.append(request.array)
+        for array, tiles in request.reads(self.store.shape).items():
+            self.needed.setdefault(array, set()).update(tiles)
+            for tile in sorted(missing[array]):
+                arrays = self.work.setdefault(tile, [])
+                if array not in arrays:
+                    arrays.append(array)
 
     @property
     def files(self) -> int:
@@ -257,7 +277,11 @@ class Share:
     @property
     def bytes(self) -> int:
         """What these files take on disk."""
-        return self.files * self.fill.store.shape.chunk_bytes
+        return self.bytes_in(self.fill.store.shape)
+
+    def bytes_in(self, shape: Shape) -> int:
+        """The same in a store of another shape."""
+        return sum(len(self.fill.work[tile]) * shape.chunk_bytes(tile) for tile in self.tiles)
 
     def seconds(self, rate: float) -> float:
         """How long that takes at `rate` pairs/s."""
@@ -338,8 +362,8 @@ def _choose(group: Sequence[Request], shelf: Shelf, pace: float, side: int | str
 def _seconds_left(group: Iterable[Request], store: GramStore, pace: float) -> float:
     missing: dict[Array, set[Tile]] = {}
     for request in group:
-        left = request.tiles(store.shape) - store.finished(request.array)
-        missing.setdefault(request.array, set()).update(left)
+        for array, left in request.missing(store).items():
+            missing.setdefault(array, set()).update(left)
     pairs = sum(store.shape.pairs(tile) for tile in set().union(*missing.values()))
     return pairs / pace + SECONDS_A_FILE * sum(map(len, missing.values()))
 
@@ -349,13 +373,13 @@ def tile_side(group: Sequence[Request], images: OrderedImages, pace: float) -> i
 
     pace: pairs/s. A divisor of the smallest draw is preferred: its blocks then end where tiles end.
     """
-    arrays = len({request.array for request in group})
+    arrays = len({array for request in group for array in request.arrays})
     used = len(np.unique(np.concatenate([columns for request in group for _, columns in request.blocks])))
     largest = int((LARGEST_TILE_BYTES / (8 * arrays)) ** 0.5)
     side = max(SMALLEST_TILE, (pace * SECONDS_A_TILE) ** 0.5)
     side = max(1, int(min(side, largest, -(-used // FEWEST_TILES_ACROSS))))
     # No side makes fewer files than its tiles have room for: the search starts where that alone allows enough.
-    asked = sum(len(rows) * len(columns) for request in group for rows, columns in request.blocks)
+    asked = sum(len(rows) * len(columns) * len(r.arrays) for r in group for rows, columns in r.blocks)
     side = max(side, min(largest, int((asked / 2 / MOST_FILES) ** 0.5)))
     while side < largest and _files(group, images, side) > MOST_FILES:
         side = int(side * 1.1) + 1
@@ -369,10 +393,12 @@ def _grids(group: Iterable[Request], images: OrderedImages, side: int) -> dict[A
     rows, columns = (-(-n // side) for n in (images.n_train + images.n_test, images.n_train))
     found: dict[Array, np.ndarray] = {}
     for request in group:
-        grid = found.setdefault(request.array, np.zeros((rows, columns), bool))
-        for r, c in request.blocks:
-            i, j = np.unique(r // side)[:, None], np.unique(c // side)
-            grid[np.maximum(i, j), np.minimum(i, j)] = True
+        # Of K(x, x) there are a few small tiles, which decide nothing.
+        for array in (a for a in request.arrays if not stores.is_self_kernel(a)):
+            grid = found.setdefault(array, np.zeros((rows, columns), bool))
+            for r, c in request.blocks:
+                i, j = np.unique(r // side)[:, None], np.unique(c // side)
+                grid[np.maximum(i, j), np.minimum(i, j)] = True
     return found
 
 

@@ -2,6 +2,7 @@
 
 One array for each readout and depth, K (rows, columns), in square tiles of one chunk each. A chunk that is there is
 finished; a missing one is work left. Above the diagonal of the train-train square nothing is stored: `read` mirrors it.
+Beside an array may stand K(x, Fx'), F the mirror image, which is symmetric too, and K(x, x), (rows, 1).
 """
 
 import contextlib
@@ -34,6 +35,7 @@ BLOCK_BYTES = 4096  # what a file takes on disk is a multiple of it
 READ_AHEAD = 4  # tiles that are read at once, each by a thread
 Tile = tuple[int, int]
 Array = tuple[str, int]  # a readout and a depth
+SELF = -1  # in the place of a tile's column: K(x, x) of the images of its rows
 ADVICE = "move it away to have it computed anew"
 
 
@@ -52,6 +54,8 @@ class Shape:
     def bounds(self, tile: Tile) -> tuple[slice, slice]:
         """Rows and columns of a tile."""
         i, j = (k * self.side for k in tile)
+        if tile[1] == SELF:
+            return slice(i, min(i + self.side, self.rows)), slice(0, 1)
         return slice(i, min(i + self.side, self.rows)), slice(j, min(j + self.side, self.columns))
 
     def covering(self, rows: np.ndarray, columns: np.ndarray) -> set[Tile]:
@@ -62,17 +66,47 @@ class Shape:
             for j in np.unique(columns // self.side)
         }
 
+    def on_diagonal(self, rows: np.ndarray) -> set[Tile]:
+        """The tiles that hold K(x, x) of the images at positions `rows`."""
+        return {(int(i), SELF) for i in np.unique(rows // self.side)}
+
     def pairs(self, tile: Tile) -> int:
         """Image pairs of a tile; what of it lies on the diagonal is symmetric."""
         rows, columns = self.bounds(tile)
         r, c = rows.stop - rows.start, columns.stop - columns.start
+        if tile[1] == SELF:
+            return r
         return r * c - (c * (c - 1) // 2 if rows.start == columns.start else 0)
 
-    @property
-    def chunk_bytes(self) -> int:
-        """What a chunk takes on disk: zarr writes ragged edge tiles in full."""
-        size = np.dtype(self.stored).itemsize
-        return math.ceil((self.side**2 * size + CHECKSUM_BYTES) / BLOCK_BYTES) * BLOCK_BYTES
+    def chunk_bytes(self, tile: Tile) -> int:
+        """What a tile's chunk takes on disk: zarr writes ragged edge tiles in full."""
+        numbers = self.side * (1 if tile[1] == SELF else self.side)
+        return math.ceil((numbers * np.dtype(self.stored).itemsize + CHECKSUM_BYTES) / BLOCK_BYTES) * BLOCK_BYTES
+
+
+def mirrored(array: Array) -> Array:
+    """The array of K(x, Fx') beside that of K(x, x')."""
+    return f"{array[0]}-flip", array[1]
+
+
+def self_kernel(array: Array) -> Array:
+    """The array of K(x, x) beside that of K(x, x')."""
+    return f"{array[0]}-self", array[1]
+
+
+def is_mirrored(array: Array) -> bool:
+    """Whether an array holds K(x, Fx')."""
+    return array[0].endswith("-flip")
+
+
+def is_self_kernel(array: Array) -> bool:
+    """Whether an array holds K(x, x)."""
+    return array[0].endswith("-self")
+
+
+def kernel_of(array: Array) -> str:
+    """The readout of the kernel that an array holds values of."""
+    return array[0].removesuffix("-flip").removesuffix("-self")
 
 
 def array_name(array: Array) -> str:
@@ -204,7 +238,7 @@ class TileLock:
 
     def release(self) -> None:
         """Let go; the lock file goes once every array of the store has the tile."""
-        self.lock.release(remove=all(self.store.has(array, self.tile) for array in self.store.arrays()))
+        self.lock.release(remove=all(self.store.has(array, self.tile) for array in self.store.arrays_with(self.tile)))
 
 
 class DamagedTile(StoreError):
@@ -239,6 +273,15 @@ class GramStore:
         names = [m for e in os.scandir(self.path) if (m := re.fullmatch(r"(.+)-L(\d+)", e.name))]
         return sorted((m[1], int(m[2])) for m in names)
 
+    def arrays_with(self, tile: Tile) -> list[Array]:
+        """Those of `arrays` that a tile is of."""
+        return [array for array in self.arrays() if is_self_kernel(array) == (tile[1] == SELF)]
+
+    def _layout(self, array: Array) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The shape of an array and of its chunks."""
+        s = self.shape
+        return ((s.rows, 1), (s.side, 1)) if is_self_kernel(array) else ((s.rows, s.columns), (s.side, s.side))
+
     def add(self, array: Array) -> None:
         """Make the array if it is not there; where only its metadata are lost they are written anew."""
         place = self.path / array_name(array)
@@ -250,13 +293,13 @@ class GramStore:
 
     def _make_array(self, array: Array, place: Path) -> None:
         temporary = self.path / f".{place.name}.{uuid.uuid4().hex}.partial"
-        s = self.shape
+        shape, chunks = self._layout(array)
         try:
             zarr.create_array(
                 str(temporary),
-                shape=(s.rows, s.columns),
-                chunks=(s.side, s.side),
-                dtype=s.stored,
+                shape=shape,
+                chunks=chunks,
+                dtype=self.shape.stored,
                 serializer=BytesCodec(),
                 compressors=[Crc32cCodec()],
                 fill_value=float("nan"),
@@ -283,7 +326,7 @@ class GramStore:
     def _array(self, array: Array) -> Any:
         """The zarr array, opened once. Raises StoreError unless it is laid out and named as this store's."""
         if array not in self._opened:
-            path, s = self.path / array_name(array), self.shape
+            path = self.path / array_name(array)
             if not (path / "zarr.json").exists() and path.is_dir():
                 self.add(array)
             try:
@@ -300,13 +343,13 @@ class GramStore:
                         f"{path}: belongs to another {key} ({_short(opened.attrs.get(key))}, not {_short(value)}): it "
                         f"was renamed or copied; {ADVICE}"
                     )
-            if laid_out != ((s.rows, s.columns), (s.side, s.side), s.stored):
+            if laid_out != (*self._layout(array), self.shape.stored):
                 raise StoreError(f"{path}: is not laid out as the store's attributes state; {ADVICE}")
             self._opened[array] = opened
         return self._opened[array]
 
     def _chunk(self, array: Array, tile: Tile) -> Path:
-        return self.path / array_name(array) / "c" / str(tile[0]) / str(tile[1])
+        return self.path / array_name(array) / "c" / str(tile[0]) / str(max(tile[1], 0))
 
     def has(self, array: Array, tile: Tile) -> bool:
         """Whether a tile of an array is finished."""
@@ -318,7 +361,7 @@ class GramStore:
         if not folder.is_dir():
             return set()
         return {
-            (int(row.name), int(e.name))
+            (int(row.name), SELF if is_self_kernel(array) else int(e.name))
             for row in os.scandir(folder)
             if row.name.isdigit()
             for e in os.scandir(row.path)
@@ -337,7 +380,7 @@ class GramStore:
         lock = try_lock(self.path / ".locks" / f"{tile[0]}.{tile[1]}")
         if lock is None:
             return None
-        for array in self.arrays() if lock.sure else []:
+        for array in self.arrays_with(tile) if lock.sure else []:
             chunk = self._chunk(array, tile)
             for leftover in chunk.parent.glob(f"{chunk.name}.*.partial"):
                 leftover.unlink(missing_ok=True)
@@ -355,6 +398,7 @@ class GramStore:
             if not finite.all():
                 i, j = np.argwhere(~finite)[0]
                 index, (rows, columns) = self.image_index, self.shape.bounds(tile)
+                columns = columns if tile[1] != SELF else slice(rows.start + i, None)
                 raise StoreError(
                     f"{self.path}: tile {tile} came out {block[i, j]} for {readout} at depth {depth}, images "
                     f"{index[rows][i]} and {index[columns][j]}: not written; are these images extreme?"
@@ -417,6 +461,18 @@ class GramStore:
                 if len(i) and len(j):
                     top, left = (k * self.shape.side for k in at)
                     yield i, j, _selected(block, rows[i] - top, columns[j] - left)
+
+    def self_values(self, readout: str, depth: int, rows: np.ndarray) -> np.ndarray:
+        """K(x, x) of the images at positions `rows`, float64 (len(rows),). Raises as `read` does."""
+        array = self_kernel((readout, depth))
+        tiles = self.shape.on_diagonal(rows)
+        if not self.complete([array], tiles):
+            raise Incomplete(f"{self.path}: {array_name(array)} is not complete: run `ntk compute-gram` first")
+        found = np.empty(len(rows))
+        for tile in tiles:
+            inside, (at, _) = rows // self.shape.side == tile[0], self.shape.bounds(tile)
+            found[inside] = self._read_tile(array, tile)[rows[inside] - at.start, 0]
+        return found
 
     def _read_ahead(self, array: Array, tiles: Sequence[Tile]) -> Iterator[tuple[Tile, np.ndarray]]:
         """Tiles in their order, each read once, the next ones while the caller works on one."""

@@ -10,10 +10,11 @@ from exact_ntk.config import KernelColumn, RidgeChoice
 from exact_ntk.draws import Draw, copies_tested
 from exact_ntk.files import digest, fingerprint, read_npz
 from exact_ntk.gram.plan import Request, Shelf, Source
-from exact_ntk.gram.store import Array
+from exact_ntk.gram.store import Array, GramStore, mirrored, self_kernel
 from exact_ntk.images import OrderedImages
 from exact_ntk.records import KernelRecord, SolvedDraw, read_record
 from exact_ntk.regression.early_stopping import over_draws
+from exact_ntk.regression.matrix import Averaged, Matrix, Stored, UnitDiagonal
 from exact_ntk.regression.solve import LARGEST_RESIDUAL
 from exact_ntk.standard_error import standard_error
 
@@ -79,6 +80,7 @@ class KernelCell:
             "on_indefinite": column.on_indefinite,
             "version": SOLVE_VERSION,
             **early,
+            **{key: True for key in ("flips", "unit_diagonal") if getattr(column, key)},
         }
 
     def path(self, k: int, source: Source) -> Path:
@@ -104,7 +106,26 @@ class KernelCell:
         """The kernel blocks that draw k reads."""
         place = self.places[k]
         blocks = (place.train, place.train), (place.test, place.train)
-        return Request(self.name, self.array, place.sources, blocks)
+        return Request(self.name, self.reads, place.sources, blocks)
+
+    @property
+    def reads(self) -> tuple[Array, ...]:
+        """What it reads: its kernel, with mirror images and of each image with itself where the column asks for it."""
+        column = self.column
+        return (
+            self.array,
+            *([mirrored(self.array)] if column.flips else []),
+            *([self_kernel(self.array)] if column.unit_diagonal else []),
+        )
+
+    def matrix(self, store: GramStore, rows: np.ndarray, columns: np.ndarray) -> Matrix:
+        """The kernel that is regressed with, at positions in a store; nothing is read yet."""
+
+        def of(array: Array) -> Matrix:
+            stored = Stored(store, array, rows, columns)
+            return UnitDiagonal(stored) if self.column.unit_diagonal else stored
+
+        return Averaged(of(self.array), of(mirrored(self.array))) if self.column.flips else of(self.array)
 
     def arrays(self) -> list[dict[str, np.ndarray]]:
         """What every solved draw keeps beside its record (see `stage`). Raises StoreError, naming the file."""
@@ -134,6 +155,8 @@ class KernelCell:
             preprocessed=self._preprocessed,
             draws=len(draws),
             ridge=None if isinstance(column.ridge, RidgeChoice) else column.ridge,
+            flips=column.flips,
+            unit_diagonal=column.unit_diagonal,
             indefinite=any(r.indefinite is not None for r in by_draw),
             backend=", ".join(dict.fromkeys(d.backend for d in draws)),
             dtype=", ".join(dict.fromkeys(d.dtype for d in draws)),

@@ -47,11 +47,13 @@ def stop_early(
     holdout: float,
     ridge: float,
     batch_bytes: int = BATCH_BYTES,
+    unit: float | None = None,
 ) -> EarlyStopped:
     """Train on all but the first `holdout` of a draw's training images and stop where accuracy on these peaks.
 
     k_train (n, n), k_test (m, n): kernels, as in the solve.  y_train (n,), y_test (m,): labels.  y (n, outputs):
-    targets, on the device that computes.  ridge: as in the solve, relative to the mean of the diagonal.  batch_bytes:
+    targets, on the device that computes.  ridge: as in the solve, relative to `unit`, by default the
+    mean of the fitted images' diagonal.  batch_bytes:
     how much of k_test is read at once.
 
     Raises NtkError if the split leaves a part empty, NoFlow if K has a negative eigenvalue.
@@ -60,7 +62,7 @@ def stop_early(
     held_out = split(n, holdout)
     fit = slice(held_out, n)
     k_fit = block(k_train, fit, fit, y.device)
-    k_fit.diagonal().add_(ridge * k_fit.diagonal().mean())
+    k_fit.diagonal().add_(ridge * (k_fit.diagonal().mean() if unit is None else unit))
     try:
         flow = GradientFlow(k_fit, y[fit], overwrite=True)
     except ValueError as error:

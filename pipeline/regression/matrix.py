@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from exact_ntk.gram.store import READ_AHEAD, Array, GramStore
+from exact_ntk.errors import NtkError
+from exact_ntk.gram.store import READ_AHEAD, Array, GramStore, kernel_of
 
 # Rows multiplied at once: fixed, for it decides the last bits of a product. How many are read at once does not.
 BLOCK_ROWS = 512
@@ -97,6 +99,64 @@ class Window:
             yield i - top, j - left, values
 
 
+@dataclass(frozen=True)
+class UnitDiagonal:
+    """K(x, x') / sqrt(K(x, x) K(x', x')), or that of K(x, Fx'), from a store."""
+
+    stored: Stored
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.stored.shape
+
+    @property
+    def piece_bytes(self) -> int:
+        return self.stored.piece_bytes + 8 * self.stored.store.shape.side**2
+
+    @cached_property
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """1 / sqrt(K(x, x)) of rows and columns. Raises NtkError for an image that has none."""
+        k, (_, depth) = self.stored, self.stored.array
+        found = []
+        for at in (k.rows, k.columns):
+            values = k.store.self_values(kernel_of(k.array), depth, at)
+            if not (values > 0).all():
+                image = k.store.image_index[at[np.argmin(values)]]
+                raise NtkError(f"unit_diagonal: K(x, x) of image {image} is {values.min():g}: leave such images out")
+            found.append(torch.from_numpy(values).rsqrt())
+        return found[0], found[1]
+
+    def pieces(self, rows: slice, columns: slice) -> Iterator[Piece]:
+        of_rows, of_columns = self._factors
+        for i, j, values in self.stored.pieces(rows, columns):
+            yield i, j, values * of_rows[i][:, None] * of_columns[j]
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """(K(x, x') + K(x, Fx')) / 2: regression with it is that on the images and their mirror images, at half the ridge.
+
+    plain, mirrored: matrices from one store.
+    """
+
+    plain: Matrix
+    mirrored: Matrix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.plain.shape
+
+    @property
+    def piece_bytes(self) -> int:
+        return self.plain.piece_bytes + self.mirrored.piece_bytes
+
+    def pieces(self, rows: slice, columns: slice) -> Iterator[Piece]:
+        both = zip(self.plain.pieces(rows, columns), self.mirrored.pieces(rows, columns), strict=True)
+        for (i, j, values), (also_i, also_j, of_mirrored) in both:
+            assert all(np.array_equal(*same) for same in ((i, also_i), (j, also_j)))
+            yield i, j, (values + of_mirrored) / 2
+
+
 def _span(index: np.ndarray) -> slice | Tensor:
     """The same places as a slice where they are consecutive: nothing is then copied on the way."""
     first, last = int(index[0]), int(index[-1])
@@ -156,7 +216,12 @@ def multiply(matrix: Matrix, x: Tensor, budget: int) -> Tensor:
 
 
 def ridge_unit(matrix: Matrix) -> float:
-    """What a relative ridge of 1 adds to the diagonal of a square matrix: its mean."""
+    """What a relative ridge of 1 adds to the diagonal of a square matrix: its mean.
+
+    Of an average over mirror images half the mean of the plain kernel's, what the same ridge is to both sets of images.
+    """
+    if isinstance(matrix, Averaged):
+        return ridge_unit(matrix.plain) / 2
     n, total = matrix.shape[0], 0.0
     for first in range(0, n, BLOCK_ROWS):
         at = slice(first, min(first + BLOCK_ROWS, n))

@@ -63,18 +63,19 @@ def kernel_regression(
     plan: SolvePlan | None = None,
     files: PanelFiles | None = None,
     label: str = "solve",
+    unit: float | None = None,
 ) -> Solution:
     """Solve by Cholesky; by LU, and marked, where K is not positive definite.
 
     k: symmetric float64 (n, n), overwritten by nothing.  y: float64 (n, outputs), on the device that computes.
-    ridge: relative to the mean of k's diagonal.  plan: what is held in memory, all by default.  files: where finished
-    panels of the factor are kept, which an interrupted call goes on from; for the caller to remove.  label: of the
-    progress bar.  Raises NtkError if K is not positive definite and `on_indefinite` is "stop" or LU does not fit in the
-    plan's budget, or if K is singular, also in float64.
+    ridge: relative to `unit`, by default the mean of k's diagonal.  plan: what is held in memory, all by default.
+    files: where finished panels of the factor are kept, which an interrupted call goes on from; for the caller to
+    remove.  label: of the progress bar.  Raises NtkError if K is not positive definite and `on_indefinite` is "stop" or
+    LU does not fit in the plan's budget, or if K is singular, also in float64.
     """
     matrix = Held(k) if isinstance(k, Tensor) else k
     plan = plan or plan_solve(len(y), y.shape[1], matrix.piece_bytes, sys.maxsize)
-    shift = ridge * ridge_unit(matrix) if ridge else 0.0
+    shift = ridge * (ridge_unit(matrix) if unit is None else unit) if ridge else 0.0
     factor, indefinite = _factor(matrix, shift, y.device, on_indefinite, plan, files, label)
     units = smallest_pivots(factor.pivots)
     alpha, columns = factor.solve(torch.cat([y, units], 1)).split([y.shape[1], units.shape[1]], 1)

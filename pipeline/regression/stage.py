@@ -22,7 +22,7 @@ from exact_ntk.progress import progress
 from exact_ntk.records import DrawRecord, RidgeCurve, SolvedDraw
 from exact_ntk.regression import early_stopping
 from exact_ntk.regression.cell import KernelCell
-from exact_ntk.regression.matrix import Matrix, Stored, block, hold, multiply
+from exact_ntk.regression.matrix import Matrix, block, hold, multiply, ridge_unit
 from exact_ntk.regression.panels import PanelFiles
 from exact_ntk.regression.plan import DoesNotFit, SolvePlan, plan_solve
 from exact_ntk.regression.ridge import ChoicePlan, Errors, choose_ridge, plan_choice
@@ -95,22 +95,22 @@ def _remove_aside(path: Path) -> None:
     path.with_suffix(ERRORS).unlink(missing_ok=True)
 
 
-def plan_draw(cell: KernelCell, k_train: Stored, memory: int) -> SolvePlan:
+def plan_draw(cell: KernelCell, k_train: Matrix, memory: int) -> SolvePlan:
     """How a draw is solved by a process that may take `memory` bytes; k_train is not read.
 
     Raises DoesNotFit where it cannot be.
     """
-    n, early, budget = len(k_train.rows), cell.column.early_stopping, _budget(cell, memory)
+    n, early, budget = k_train.shape[0], cell.column.early_stopping, _budget(cell, memory)
     plan = plan_solve(n, len(cell.images.classes), k_train.piece_bytes, budget)
     if early:
         early_stopping.require_fit(n, early.holdout, k_train.piece_bytes, budget)
     return plan
 
 
-def plan_ridge(cell: KernelCell, choice: RidgeChoice, k_train: Stored, memory: int) -> ChoicePlan:
+def plan_ridge(cell: KernelCell, choice: RidgeChoice, k_train: Matrix, memory: int) -> ChoicePlan:
     """As `plan_draw`, for the choice of the draw's ridge."""
     outputs = len(cell.images.classes)
-    return plan_choice(choice, len(k_train.rows), outputs, k_train.piece_bytes, _budget(cell, memory))
+    return plan_choice(choice, k_train.shape[0], outputs, k_train.piece_bytes, _budget(cell, memory))
 
 
 def _budget(cell: KernelCell, memory: int) -> int:
@@ -147,15 +147,16 @@ class Solver:
         """Solve a draw; coefficients, indices, outputs and a small heat map are kept beside the record."""
         start = time.perf_counter()
         d, place, images, path = cell.draws[k], cell.places[k], cell.images, cell.path(k, source)
-        stored, k_test = (Stored(store, cell.array, rows, place.train) for rows in (place.train, place.test))
+        stored, k_test = (cell.matrix(store, rows, place.train) for rows in (place.train, place.test))
         k_train: Matrix = stored
         try:
             plan = plan_draw(cell, stored, self.memory)
             chosen = self._chosen_ridge(cell, d, stored, path)
             files = self._files(cell, plan, PanelFiles(path.with_suffix(".panels"), path.stem, plan.trapezoid))
+            unit = ridge_unit(stored) if cell.column.ridge else 0.0
             if plan.holds_matrix(self.device):
                 k_train = hold(k_train, self.device)
-            record, alpha, outputs = _solve_draw(cell, d, k_train, k_test, self.device, plan, files, chosen)
+            record, alpha, outputs = _solve_draw(cell, d, (k_train, k_test), unit, self.device, plan, files, chosen)
         except (StoreError, Incomplete):
             raise
         except NtkError as error:
@@ -190,7 +191,7 @@ class Solver:
         write_json(path, solved.json_value())
         _remove_aside(path)
 
-    def _chosen_ridge(self, cell: KernelCell, d: Draw, k_train: Stored, path: Path) -> RidgeCurve | None:
+    def _chosen_ridge(self, cell: KernelCell, d: Draw, k_train: Matrix, path: Path) -> RidgeCurve | None:
         """The draw's own ridge, where the column has it chosen; says once a column how."""
         choice = cell.column.ridge
         if not isinstance(choice, RidgeChoice):
@@ -256,18 +257,21 @@ def _heat_map(k: Matrix, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _solve_draw(
     cell: KernelCell,
     d: Draw,
-    k_train: Matrix,
-    k_test: Matrix,
+    kernels: tuple[Matrix, Matrix],
+    unit: float,
     device: torch.device,
     plan: SolvePlan,
     files: PanelFiles | None,
     chosen: RidgeCurve | None,
 ) -> tuple[DrawRecord, np.ndarray, np.ndarray]:
-    """The draw's record, its coefficients (n, classes) and its outputs on the test images (n_test, classes)."""
+    """The draw's record, its coefficients (n, classes) and its outputs on the test images (n_test, classes).
+
+    kernels: of training images, and of test images with these.  unit: what a relative ridge of 1 adds to the diagonal.
+    """
     column, images, label = cell.column, cell.images, f"{cell.name} L={cell.depth}"
-    ridge = chosen.ridge if chosen else cast(float, column.ridge)
+    (k_train, k_test), ridge = kernels, chosen.ridge if chosen else cast(float, column.ridge)
     y = targets(images.y[d.train], len(images.classes)).to(device)
-    solution = kernel_regression(k_train, y, ridge, column.on_indefinite, plan, files, f"factor {label}")
+    solution = kernel_regression(k_train, y, ridge, column.on_indefinite, plan, files, f"factor {label}", unit=unit)
     if solution.indefinite is not None:
         image = images.image_index[d.train[solution.indefinite - 1]]
         log.warning(
@@ -278,9 +282,10 @@ def _solve_draw(
     stopped = None
     if column.early_stopping:
         labels = images.y[d.train], images.y[d.test]
+        of_average = unit if column.flips else None
         try:
             stopped = early_stopping.stop_early(
-                k_train, k_test, *labels, y, column.early_stopping.holdout, ridge, plan.batch_bytes
+                *kernels, *labels, y, column.early_stopping.holdout, ridge, plan.batch_bytes, of_average
             )
         except early_stopping.NoFlow as error:
             log.warning(f"{label}: no early stopping: {error}")

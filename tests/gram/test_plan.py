@@ -24,7 +24,7 @@ def requests(train: int, draws: int, n: int, test: int = 0, depths: int = 1) -> 
     tested = np.arange(train, train + test)
     taken = [np.arange(k * n, (k + 1) * n) for k in range(draws)]
     blocks = tuple((rows, d) for d in taken for rows in (d, tested) if len(rows))
-    return [Request("CNTK-GAP", ("gap", 3 + k), (source(train, test),), blocks) for k in range(depths)]
+    return [Request("CNTK-GAP", (("gap", 3 + k),), (source(train, test),), blocks) for k in range(depths)]
 
 
 def files(asked: list[Request], side: int) -> int:
