@@ -22,8 +22,8 @@ STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --paper: #fff; --shade: #f3f5f7; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #a3adb8; --line: #3a424b; --paper: #14171a;
   --shade: #20252a; } }
-@media print { :root { color-scheme: light; --ink: #000; --soft: #333; --line: #bbb; --paper: #fff; --shade: #f3f5f7; }
-  figure, table { break-inside: avoid; } .links, details { display: none; } }
+@media print { :root { color-scheme: light; --ink: #000; --soft: #333; --line: #bbb; --paper: #fff;
+  --shade: #f3f5f7; } }
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
   background: var(--paper); overflow-wrap: anywhere; }
 h1 { margin-bottom: 0; } .sub, figcaption, .small { color: var(--soft); } .sub { margin-top: .2rem; }
@@ -35,8 +35,13 @@ thead th { border-bottom: 2px solid var(--soft); } .small { display: block; font
 .panels > * { flex: 1 1 19rem; max-width: 30rem; min-width: 0; } figure { margin: 1.5rem 0; }
 svg { width: 100%; height: auto; color: var(--ink); stroke-linejoin: round; }
 .maps > * { flex: 0 1 9rem; margin: 0; } .maps img { width: 100%; image-rendering: pixelated; display: block; }
-.confusion { font-size: .75rem; } .confusion th, .confusion td { padding: .2rem .35rem; }
+.matrices > * { flex-basis: 25rem; } .confusion { font-size: .75rem; print-color-adjust: exact; }
+.confusion th, .confusion td { padding: .2rem .35rem; }
 pre { background: var(--shade); padding: 1rem; overflow-x: auto; font-size: .8rem; } summary { cursor: pointer; }
+@media print { figure, table, h3 + div { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  .links, details { display: none; } .wide { overflow: visible; } table { font-size: .75rem; }
+  th, td { padding: .2rem .35rem; white-space: normal; } pre { white-space: pre-wrap; } .maps > * { flex-basis: 7rem; }
+  .matrices > * { flex-basis: 19rem; } }
 """
 
 
@@ -142,7 +147,7 @@ def _classes(columns: list[ByClass], names: tuple[str, ...]) -> str:
     if len(names) > MOST_CLASSES:
         return text + f"<p>Confusion matrices are shown up to {MOST_CLASSES} classes; here are {len(names)}.</p>"
     matrices = "".join(_confusion(c, c.confusion, names) for c in columns if c.confusion is not None)
-    return f'{text}<div class="panels">{matrices}</div>'
+    return f'{text}<div class="panels matrices">{matrices}</div>'
 
 
 def _percent(value: float) -> str:
