@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -19,9 +20,13 @@ LOCAL = ("file:", "data:", "blob:")
 
 @dataclass(frozen=True)
 class Seen:
-    """A page that is open at one width in one colour scheme; asked: addresses.  said: on the console, or thrown."""
+    """A page that is open at one width in one colour scheme.
+
+    asked: addresses.  said: on the console, or thrown.  own: what addresses may begin with.
+    """
 
     page: Any
+    own: tuple[str, ...]
     asked: list[str]
     said: list[str]
 
@@ -35,7 +40,7 @@ class Seen:
         beyond = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         found = Axe().run(self.page, options={"resultTypes": ["violations"]})["violations"]
         return [
-            *(f"asks for {address}" for address in self.asked if not address.startswith(LOCAL)),
+            *(f"asks for {address}" for address in self.asked if not address.startswith(self.own)),
             *(f"console: {line}" for line in self.said),
             *(f"broken image: {source}" for source in broken),
             *([f"{beyond} pixels wider than the screen"] if beyond > 0 else []),
@@ -59,15 +64,18 @@ class Browser:
     chromium: Any
 
     @contextlib.contextmanager
-    def open(self, path: Path, width: int, scheme: str) -> Iterator[Seen]:
-        """A file, in a context of its own."""
+    def open(self, path: Path | str, width: int, scheme: str) -> Iterator[Seen]:
+        """A file, or an address on this machine, in a context of its own."""
+        address = path if isinstance(path, str) else path.resolve().as_uri()
+        site = urlsplit(address)
+        own = LOCAL if site.scheme == "file" else (*LOCAL, f"{site.scheme}://{site.netloc}/")
         context = self.chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         context.set_default_timeout(MILLISECONDS)
-        seen = Seen(context.new_page(), [], [])
+        seen = Seen(context.new_page(), own, [], [])
         seen.page.on("request", lambda request: seen.asked.append(request.url))
         seen.page.on("console", lambda message: seen.said.append(message.text))
         seen.page.on("pageerror", lambda error: seen.said.append(str(error)))
-        seen.page.goto(path.resolve().as_uri(), wait_until="load")
+        seen.page.goto(address, wait_until="networkidle")
         yield seen
         context.close()
 

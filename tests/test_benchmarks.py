@@ -4,7 +4,12 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import accuracy, cnn_speed, float32_store
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import accuracy, cnn_speed, float32_store, neural_tangents
+from exact_ntk.kernels import cntk
 from exact_ntk.kernels.fused import build
 from tests.made_up import fill, table_of
 
@@ -44,3 +49,34 @@ def test_rounded_values_are_solved_beside_the_unrounded(config_path: Path, tmp_p
     # Rounding is seen, and is no more than that of float32 over the smallest eigenvalue.
     assert all(1e-9 < float(line[6]) < 1e-7 / float(line[7]) * 30 for line in lines)
     assert all(abs(float(line[3]) - float(line[4])) < 10 for line in lines)
+
+
+@pytest.mark.parametrize(("scale", "agrees"), [(1.0, True), (9.0, False)])
+def test_a_kernel_of_elsewhere_is_timed_and_compared_at_its_scale(scale: float, agrees: bool, monkeypatch):
+    class Elsewhere:
+        """The same kernel by the reference, at the scale of neural-tangents, or at another."""
+
+        def __init__(self, _: Path, readout: str, depth: int, shape: tuple[int, int], side: int, **__: str):
+            x, y = map(torch.from_numpy, neural_tangents.random_images(*shape, side))
+            how = dict(train_first=True, train_last=True, backend="reference", dtype=torch.float64)
+            k = cntk(x, y, depths=(depth,), readouts=(readout,), **how)[0, 0]
+            self.values = k.numpy() / (scale * neural_tangents.CHANNELS * (1 if readout == "gap" else side**2))
+
+        def seconds(self, keep: str = "") -> float:
+            if keep:
+                np.save(keep, self.values)
+            return 1.0
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(neural_tangents, "Theirs", Elsewhere)
+    monkeypatch.setattr(neural_tangents, "SIDE", 5)
+    monkeypatch.setattr(neural_tangents, "SMALL_SIDE", 4)
+    monkeypatch.setattr(neural_tangents, "OURS", {"gap": (3, 3), "vanilla": (3, 3)})
+    _, _, *lines = neural_tangents.lines(Path("python"), 3, 2, {"gap": (1, 2), "vanilla": (2, 2)})
+    found = [[part.strip() for part in line.split("|")[1:-1]] for line in lines]
+    assert [row[0] for row in found] == ["gap", "vanilla"]
+    # Pairs, pixel pairs and layers of a second.
+    assert [float(row[1]) for row in found] == [pytest.approx(2 * 625 * 2, rel=0.05), pytest.approx(4 * 25 * 2)]
+    assert all((float(row[4]) < 1e-12) == agrees for row in found)
