@@ -9,14 +9,18 @@ pixels that are left. In the scale of `cntk`, with (c_sigma / q^2) in K, the NNG
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from exact_ntk.device import available_memory
+from exact_ntk.kernels import fused
 from exact_ntk.kernels.arccos import relu_duals, snap_to_unit
+from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.inputs import LARGEST_PIXEL, Values, as_device, as_flag, as_names, as_tensor, require_range
 from exact_ntk.kernels.reference import BYTE_BUDGET, PIXEL_PAIRS, PixelPairs, activation_layer, box, equal_images
+from exact_ntk.notices import warn_once
 
 # Convolutions in each block.
 BLOCKS = {5: (2, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}
@@ -72,15 +76,6 @@ def _through(
     return r.mean((1, 2, 3, 4)), k.mean((1, 2, 3, 4)), seen
 
 
-def _split(indices: Sequence[Tensor], step: int) -> zip:
-    return zip(*(index.split(step) for index in indices), strict=True)
-
-
-def bytes_a_pair(height: int, width: int) -> int:
-    """What the reference takes at least for one pair of images."""
-    return TENSORS_AT_PEAK * 8 * (height * width) ** 2
-
-
 def reference_pass(
     x1: Tensor,
     x2: Tensor | None,
@@ -89,9 +84,10 @@ def reference_pass(
     duals: Duals = relu_duals,
     ntk: bool = True,
     train_first: bool = True,
+    train_last: bool = True,
     diagonal: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean R and mean K of every pair, (n1, n2) or with `diagonal` (n1); mean K of each image with itself, (n1), (n2).
+) -> tuple[Tensor | None, Tensor]:
+    """The NTK, None unless it is asked for, and the NNGP kernel: (n1, n2) each, or with `diagonal` (n1).
 
     Float64 on the images' device, some pairs at a time: working memory stays near the budget of `reference`.
     """
@@ -105,22 +101,64 @@ def reference_pass(
         tables = [torch.cat(of_layer) for of_layer in zip(*(tables for _, _, tables in found), strict=True)]
         return torch.cat([r for r, _, _ in found]), torch.cat([k for _, k, _ in found]), tables
 
+    def kernels(r: Tensor, k: Tensor) -> tuple[Tensor | None, Tensor]:
+        return (r if train_last else r - k) if ntk else None, k
+
     first = own(x1)
-    second = first if x2 is None else own(other)
     if diagonal:
-        return first[0], first[1], first[1], first[1]
+        return kernels(*first[:2])
+    second = first if x2 is None else own(other)
     every = torch.ones(len(x1), len(other), dtype=torch.bool, device=x1.device)
     rows, columns = torch.nonzero(every.tril(-1) if x2 is None else every, as_tuple=True)
     r, k = x1.new_empty((2, len(x1), len(other)))
     if x2 is None:
         r.fill_diagonal_(0).diagonal().copy_(first[0])
         k.diagonal().copy_(first[1])
-    for i, j in _split((rows, columns), step):
+    for i, j in zip(rows.split(step), columns.split(step), strict=True):
         tables = [d[i] for d in first[2]], [d[j] for d in second[2]]
         r[i, j], k[i, j], _ = _through(x1[i], other[j], tables, *settings)
         if x2 is None:
             r[j, i], k[j, i] = r[i, j], k[i, j]
-    return r, k, first[1], second[1]
+    return kernels(r, k)
+
+
+def _why_not_fused(
+    device: torch.device, dtype: torch.dtype | None, activation: str, height: int, width: int
+) -> str | None:
+    if dtype == torch.float64:
+        return "the fused kernels compute in float32 only"
+    if device.type != "cpu":
+        return "there are no fused Myrtle kernels on a GPU"
+    if activation != "relu":
+        return "the fused Myrtle kernels are those of the ReLU"
+    return fused.why_not(device, ("gap",), "zero", height, width) or fused_cpu.unavailable()
+
+
+def resolve_myrtle(
+    backend: str, device: torch.device, dtype: torch.dtype | None, activation: str, height: int, width: int
+) -> str:
+    """The backend that will run: "fused-cpu", "reference-cpu" or "reference-cuda".
+
+    "auto" is fused where it can run, else reference, in float64, and a warning is logged once that says why. Raises
+    ValueError for a name that is not a backend, for "fused" where it cannot run, and for float32 on the reference.
+    """
+    if backend not in ("auto", "fused", "reference"):
+        raise ValueError(f"backend must be one of auto, fused, reference, not {backend!r}")
+    if dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
+    reason = None
+    if backend != "reference":
+        reason = _why_not_fused(device, dtype, activation, height, width)
+        if reason is None:
+            return "fused-cpu"
+        if backend == "fused":
+            raise ValueError(f"backend fused cannot run: {reason}")
+    if dtype == torch.float32:
+        why = f": {reason}" if reason else ""
+        raise ValueError(f"the reference computes Myrtle kernels in float64 only, so leave dtype out{why}")
+    if reason and dtype is None:
+        warn_once(f"computing Myrtle kernels with the reference, in float64 and many times slower: {reason}")
+    return f"reference-{device.type}"
 
 
 def _unit(k: Tensor, a: Tensor, b: Tensor, duals: Duals) -> Tensor:
@@ -154,14 +192,15 @@ def myrtle(
             K(x, x') / sqrt(K(x, x) K(x', x')), 1 on the diagonal; that of a blank image is 0.
         activation: "relu", or "gaussian", whose K is n exp(lam - 1) in place of the ReLU's.
         train_first, train_last: whether the first convolution and the readout layer are trained.
-        backend: "auto" or "reference": there are no fused kernels.
+        backend: "auto", "fused" (on a CPU, ReLU, images up to 32 x 64) or "reference".
         device: where to compute; None is x1's device.
-        dtype: torch.float64, the default.
+        dtype: arithmetic: torch.float32 with sums, equal and nearly equal images in float64, which is what the fused
+            kernels have, or torch.float64, which the reference has. None is the one that the backend has.
         diagonal: only each image of x1 with itself; x2 is then None.
 
     Returns (len(readouts), n1, n2), or with `diagonal` (len(readouts), n1), in float64 on `device`.
-    Raises ValueError for malformed images, sides that are not divisible by 4, and unknown names, variants and types;
-    MemoryError where not even one pair fits.
+    Raises ValueError for malformed images, sides that are not divisible by 4, unknown names, variants and types, and
+    backends that cannot run; MemoryError where not even one pair fits, or memory runs out.
     """
     names = as_names(readouts, "readouts")
     if not names or len(set(names)) < len(names) or not set(names) <= set(READOUTS):
@@ -170,10 +209,6 @@ def myrtle(
         raise ValueError(f"variant must be one of {', '.join(map(str, BLOCKS))}, not {variant!r}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
-    if backend not in ("auto", "reference"):
-        raise ValueError(f"backend must be auto or reference, not {backend!r}: there are no fused Myrtle kernels")
-    if dtype not in (None, torch.float64):
-        raise ValueError(f"dtype must be torch.float64, which the Myrtle kernels compute in, not {dtype}")
     first, last = as_flag(train_first, "train_first"), as_flag(train_last, "train_last")
     x1 = as_tensor(x1, "x1", "n1, C, H, W")
     x2 = None if x2 is None else as_tensor(x2, "x2", "n2, C, H, W")
@@ -181,28 +216,30 @@ def myrtle(
         raise ValueError("diagonal=True pairs each image of x1 with itself: leave x2 out")
     if x2 is not None and x1.shape[1:] != x2.shape[1:]:
         raise ValueError(f"x1 and x2 must hold images of one shape, not {tuple(x1.shape)} and {tuple(x2.shape)}")
-    for name, x in (("x1", x1), ("x2", x2)):
-        if x is not None:
-            require_range(x, name, LARGEST_PIXEL[torch.float64], "the reference")
     height, width = x1.shape[2:]
     if height % DIVISOR or width % DIVISOR:
         raise ValueError(f"Myrtle networks pool twice: sides must be divisible by {DIVISOR}, not {height} x {width}")
     target = as_device(device, x1)
-    if bytes_a_pair(height, width) > available_memory(target):
-        need = bytes_a_pair(height, width) / 1e9
-        raise MemoryError(f"one pair of {height} x {width} images takes {need:,.1f} GB, more than is free")
+    resolved = resolve_myrtle(backend, target, dtype, activation, height, width)
+    is_fused = resolved == "fused-cpu"
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is not None:
+            require_range(x, name, LARGEST_PIXEL["fused" if is_fused else torch.float64], resolved)
+    need = TENSORS_AT_PEAK * 8 * (height * width) ** 2
+    if not is_fused and need > available_memory(target):
+        raise MemoryError(f"one pair of {height} x {width} images takes {need / 1e9:,.1f} GB, more than is free")
+    compute = fused_cpu.myrtle_pass if is_fused else partial(reference_pass, duals=ACTIVATIONS[activation])
+
+    def both(a: Tensor, b: Tensor | None, ntk: bool, own: bool) -> tuple[Tensor | None, Tensor]:
+        ends = first is not False, last is not False
+        return compute(a, b, BLOCKS[variant], ntk=ntk, train_first=ends[0], train_last=ends[1], diagonal=own)
+
     x1, x2 = x1.to(target), None if x2 is None else x2.to(target)
-    r, k, own1, own2 = reference_pass(
-        x1,
-        x2,
-        BLOCKS[variant],
-        duals=ACTIVATIONS[activation],
-        ntk="ntk" in names,
-        train_first=first is not False,
-        diagonal=bool(diagonal),
-    )
-    found = {"ntk": r - k if last is False else r, "nngp": k}
+    ntk, nngp = both(x1, x2, "ntk" in names, bool(diagonal))
+    found = {"ntk": ntk, "nngp": nngp}
     if "nngp-unit" in names:
-        around = (own1, own1) if diagonal else (own1[:, None], own2[None, :])
-        found["nngp-unit"] = _unit(k, *around, ACTIVATIONS[activation])
-    return torch.stack([found[name] for name in names])
+        own1 = nngp if diagonal else nngp.diagonal() if x2 is None else both(x1, None, False, True)[1]
+        own2 = own1 if x2 is None else both(x2, None, False, True)[1]
+        around = (own1, own2) if diagonal else (own1[:, None], own2[None, :])
+        found["nngp-unit"] = _unit(nngp, *around, ACTIVATIONS[activation])
+    return torch.stack([kernel for name in names if (kernel := found[name]) is not None])

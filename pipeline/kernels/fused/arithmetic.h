@@ -39,7 +39,7 @@ template <> struct Arccos<float> {
     }
 };
 
-// The same form, interpolated at Chebyshev nodes: absolute error 2e-15.
+// The same form, of degree 16, interpolated at Chebyshev nodes. The product's error is at most 8.1e-12, near 0.952.
 template <> struct Arccos<double> {
     static constexpr double epsilon = 2.220446049250313e-16;
     template <class L> NTK_INLINE L polynomial(L a) {

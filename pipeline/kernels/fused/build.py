@@ -33,6 +33,8 @@ CPU_SOURCES = (
     "exact.h",
     "planes.h",
     "output.h",
+    "rotate.h",
+    "myrtle.h",
     "pooled.h",
     "vanilla.h",
     "cpu.cpp",

@@ -1,4 +1,5 @@
 // The CNTK on a CPU: what cpu.py calls.
+#include "myrtle.h"
 #include "pooled.h"
 #include "vanilla.h"
 
@@ -88,6 +89,45 @@ int ntk_cntk(int is_pooled, const float* x1, long n1, const float* x2, long n2, 
             panels(call, x1, n1, x2, n2, shape, 1, job, out, [](auto&... given) { return pooled(given...), 0L; });
         else
             *again = panels(call, x1, n1, x2, n2, shape, shape.packed(), job, out, vanilla);
+    } catch (const std::exception&) {
+        return NO_MEMORY;
+    }
+    return call.status();
+}
+
+// As ntk_cntk, one matrix each, of the Myrtle network with so many convolutions in each of LEVELS blocks. deviations1,
+// deviations2: sqrt(S[p, p]) of every image with itself before each activation, (n, all layers and pixels); again: how many
+// pairs were equal or nearly equal and so computed in double.
+int ntk_myrtle(const float* x1, const double* deviations1, long n1, const float* x2, const double* deviations2, long n2,
+               int pairs, int channels, int rows, int columns, const int* blocks, double* ntk, double* nngp, long stride,
+               int train_first, int train_last, int threads, const volatile int* stop, long* again) {
+    Call call(threads, stop);
+    *again = 0;
+    try {
+        const MyrtleJob job{blocks, train_first != 0, ntk != nullptr};
+        const std::vector<Shape> shapes = level_shapes({channels, rows, columns, blocks[0]}, job);
+        const double pixels = (double)shapes[LEVELS - 1].pixels(), share = pixels * pixels;
+        const Output out{&ntk, &nngp, 1, stride, pairs == LOWER, train_last != 0, &share};
+        const long panel = panel_images(shapes[0], 1);
+        for (long i = 0; i < n1 && call.goes_on(); i += panel) {
+            if (pairs == SELF) {
+                const LevelImages images(call, x1, deviations1, i, std::min(panel, n1 - i), shapes);
+                call.parallel(images.count, [&] { return ExactMyrtle(shapes, job); }, [&](ExactMyrtle& tools, long k) {
+                    double sums[2];
+                    tools(images, k, images, k, sums);
+                    out.put(0, 0, i + k, sums[0], sums[1]);
+                });
+                continue;
+            }
+            const LevelImages first(call, x1, deviations1, i, std::min(panel, n1 - i), shapes);
+            for (long j = 0; j < n2 && call.goes_on(); j += panel) {
+                if (!out.wanted(std::min(i + panel, n1) - 1, j)) break;
+                const bool same = pairs == LOWER && i == j;
+                const std::unique_ptr<LevelImages> other(
+                    same ? nullptr : new LevelImages(call, x2, deviations2, j, std::min(panel, n2 - j), shapes));
+                *again += myrtle(call, first, same ? first : *other, shapes, job, out);
+            }
+        }
     } catch (const std::exception&) {
         return NO_MEMORY;
     }

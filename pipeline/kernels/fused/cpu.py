@@ -4,6 +4,7 @@ import ctypes
 import functools
 import logging
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from exact_ntk.kernels.fused import LONG_SIDE, SHORT_SIDE
 from exact_ntk.kernels.fused.build import CompileError, build_library, cache_folder
+from exact_ntk.kernels.fused.self_planes import self_deviations
 from exact_ntk.kernels.passes import Matrices, Pass, window_of
 
 log = logging.getLogger("ntk")
@@ -41,6 +43,18 @@ def load(library: ctypes.CDLL) -> ctypes.CDLL:
         ctypes.POINTER(ctypes.c_long),
     ]
     library.ntk_cntk.argtypes, library.ntk_cntk.restype = arguments, ctypes.c_int
+    doubles = ctypes.POINTER(ctypes.c_double)
+    myrtle_arguments: Any = [
+        *[floats, doubles, ctypes.c_long] * 2,
+        *[ctypes.c_int] * 4,
+        ctypes.POINTER(ctypes.c_int),
+        *[doubles] * 2,
+        ctypes.c_long,
+        *[ctypes.c_int] * 3,
+        ctypes.POINTER(ctypes.c_int),
+        ctypes.POINTER(ctypes.c_long),
+    ]
+    library.ntk_myrtle.argtypes, library.ntk_myrtle.restype = myrtle_arguments, ctypes.c_int
     library.ntk_multiply_adds.argtypes, library.ntk_multiply_adds.restype = [ctypes.c_long], ctypes.c_double
     return library
 
@@ -87,6 +101,10 @@ def _as_planes(x: Tensor) -> Tensor:
 
 def _floats(x: Tensor) -> ctypes._Pointer:
     return ctypes.cast(x.data_ptr(), ctypes.POINTER(ctypes.c_float))
+
+
+def _doubles(x: Tensor | None) -> ctypes._Pointer:
+    return ctypes.cast(0 if x is None else x.data_ptr(), ctypes.POINTER(ctypes.c_double))
 
 
 def _addresses(out: Matrices, job: Pass, kind: str) -> Any:
@@ -157,10 +175,18 @@ def _call(x1: Tensor, x2: Tensor, pairs: int, job: Pass, out: Matrices, library:
         ctypes.byref(stop),
         ctypes.byref(again),
     )
+    what = f"the {job.family} kernel of {len(a)} x {len(b)} images"
+    _run(library.ntk_cntk, arguments, stop, again, (a, b, out), what)
 
-    def compute(held: tuple = (a, b, out, stop, again)) -> int:
-        """held: what the addresses point into, which a second interrupt must not free under the kernels."""
-        return library.ntk_cntk(*arguments)
+
+def _run(
+    function: Callable[..., int], arguments: tuple, stop: ctypes.c_int, again: ctypes.c_long, held: tuple, what: str
+) -> None:
+    """Call a kernel so that what a signal raises stops it. held: what its addresses point into. Raises MemoryError."""
+
+    def compute(held: tuple = (held, stop, again)) -> int:
+        """held: which a second interrupt must not free under the kernels."""
+        return function(*arguments)
 
     # Signals reach Python between two of its instructions only: this thread waits between them while another computes.
     with ThreadPoolExecutor(1) as pool:
@@ -170,6 +196,43 @@ def _call(x1: Tensor, x2: Tensor, pairs: int, job: Pass, out: Matrices, library:
             stop.value = 1
             raise
     if status == NO_MEMORY:
-        raise MemoryError(f"not enough memory for the {job.family} kernel of {len(a)} x {len(b)} images")
+        raise MemoryError(f"not enough memory for {what}")
     if again.value:
         log.debug("%d nearly equal pairs were computed in float64", again.value)
+
+
+def myrtle_pass(
+    x1: Tensor,
+    x2: Tensor | None,
+    blocks: Sequence[int],
+    *,
+    ntk: bool,
+    train_first: bool,
+    train_last: bool,
+    diagonal: bool = False,
+    library: ctypes.CDLL | None = None,
+) -> tuple[Tensor | None, Tensor]:
+    """The NTK, None unless it is asked for, and the NNGP kernel of a Myrtle network: (n1, n2) each, or (n1).
+
+    float32 on the CPU with float64 sums; equal and nearly equal pairs in float64. blocks: convolutions in each of the
+    three, at least one. A pair's value depends on its two images alone. Stops for signals; raises MemoryError.
+    """
+    library = library or _library()
+    a = _as_planes(x1)
+    b = a if x2 is None else _as_planes(x2)
+    d1 = self_deviations(a, blocks)
+    d2 = d1 if x2 is None else self_deviations(b, blocks)
+    shape = (len(a),) if diagonal else (len(a), len(b))
+    kernels = [torch.empty(shape, dtype=torch.float64) if wanted else None for wanted in (ntk, True)]
+    stop, again = ctypes.c_int(0), ctypes.c_long()
+    arguments = (
+        *(_floats(a), _doubles(d1), len(a), _floats(b), _doubles(d2), len(b)),
+        *(SELF if diagonal else LOWER if x2 is None else ALL, *a.shape[1:]),
+        (ctypes.c_int * len(blocks))(*blocks),
+        *map(_doubles, kernels),
+        *(shape[-1], train_first, train_last, torch.get_num_threads(), ctypes.byref(stop), ctypes.byref(again)),
+    )
+    what = f"the Myrtle kernel of {len(a)} x {len(b)} images"
+    _run(library.ntk_myrtle, arguments, stop, again, (a, b, d1, d2, kernels), what)
+    assert kernels[1] is not None
+    return kernels[0], kernels[1]

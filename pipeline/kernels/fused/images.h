@@ -64,8 +64,11 @@ std::vector<double> deviations(const float* x, const Shape& shape) {
 class Images {
 public:
     // x: all images, of which `count` from `begin` on are taken, and counted from 0.
-    // slots: 1 repeats each image `packed` times across the lanes; packed() puts that many images side by side
-    Images(Call& call, const float* x, long begin, long count, const Shape& shape, int slots);
+    // slots: 1 repeats each image `packed` times across the lanes; packed() puts that many images side by side.
+    // given: the deviations of all images, (layers, pixels) each, so many numbers apart; null to make them.
+    // scaled_as: images of the same scales, null to find them
+    Images(Call& call, const float* x, long begin, long count, const Shape& shape, int slots, const double* given = nullptr,
+           size_t apart = 0, const Images* scaled_as = nullptr);
     const float* lanes(long block) const { return lanes_.data() + block * shape.image_floats(); }
     long blocks() const { return (count + slots_ - 1) / slots_; }
     double scale(long i) const { return scale_[i]; }
@@ -82,14 +85,19 @@ private:
     void fill(long i);
     const float* x_;
     const int slots_;
+    const double* const given_;
+    const size_t apart_;
+    const Images* const scaled_as_;
     std::vector<float> lanes_;
     std::vector<double> scale_;
     mutable std::vector<std::vector<double>> exact_;
     mutable std::unique_ptr<std::once_flag[]> once_;
 };
 
-Images::Images(Call& call, const float* x, long first, long n, const Shape& s, int slots)
-    : shape(s), begin(first), count(n), x_(x + first * s.channels * s.pixels()), slots_(slots), scale_(n), exact_(n),
+Images::Images(Call& call, const float* x, long first, long n, const Shape& s, int slots, const double* given, size_t apart,
+               const Images* scaled_as)
+    : shape(s), begin(first), count(n), x_(x + first * s.channels * s.pixels()), slots_(slots),
+      given_(given ? given + first * apart : nullptr), apart_(apart), scaled_as_(scaled_as), scale_(n), exact_(n),
       once_(new std::once_flag[n]) {
     lanes_.assign(blocks() * shape.image_floats(), 0.f);
     call.parallel(count, [] { return 0; }, [this](int, long i) { fill(i); });
@@ -98,9 +106,10 @@ Images::Images(Call& call, const float* x, long first, long n, const Shape& s, i
 void Images::fill(long i) {
     const size_t n = shape.pixels(), row = shape.row(), block = shape.row_block();
     const float* x = x_ + i * shape.channels * n;
-    const std::vector<double> d = deviations(x, shape);
-    const double largest = *std::max_element(d.begin(), d.begin() + n);
-    const double scale = largest > 0 ? std::exp2(-std::ilogb(largest)) : 1.0;
+    const std::vector<double> made = given_ ? std::vector<double>() : deviations(x, shape);
+    const double* d = given_ ? given_ + i * apart_ : made.data();
+    const double largest = scaled_as_ ? 0 : *std::max_element(d, d + n);
+    const double scale = scaled_as_ ? 1 / scaled_as_->scale(i) : largest > 0 ? std::exp2(-std::ilogb(largest)) : 1.0;
     scale_[i] = 1 / scale;
     const int first = slots_ == 1 ? 0 : i % slots_, last = slots_ == 1 ? shape.packed() - 1 : first;
     for (int slot = first; slot <= last; slot++) {
@@ -111,7 +120,7 @@ void Images::fill(long i) {
                     out[r * row + c] = (float)(x[k * n + r * shape.columns + c] * scale);
         for (int h = 0; h < shape.layers; h++, out += 2 * block)
             for (int r = 0; r < shape.rows; r++) {
-                const double* __restrict from = d.data() + h * n + r * shape.columns;
+                const double* __restrict from = d + h * n + r * shape.columns;
                 float *__restrict deviation = out + r * row, *__restrict inverse = deviation + block;
                 for (int c = 0; c < shape.columns; c++) {
                     const double value = from[c] * scale;

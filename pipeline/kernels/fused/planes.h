@@ -59,6 +59,24 @@ constexpr int SHORT_SUM = 64;            // so many floats are added up in float
 inline __attribute__((always_inline)) vec load(const float* p) { return (vec) * (const loose*)p; }
 inline __attribute__((always_inline)) void store(float* p, vec x) { *(loose*)p = (loose)x; }
 
+// Every other lane of two vectors that follow one another, from lane FIRST on.
+template <int FIRST> inline __attribute__((always_inline)) vec every_other(vec a, vec b) {
+#if !defined(__clang__) && __GNUC__ < 12
+    vec out;
+    for (int k = 0; k < WIDTH; k++) out[k] = 2 * k + FIRST < WIDTH ? a[(2 * k + FIRST) % WIDTH] : b[(2 * k + FIRST) % WIDTH];
+    return out;
+#elif defined(__AVX512F__)
+    constexpr int f = FIRST;
+    return __builtin_shufflevector(a, b, f, f + 2, f + 4, f + 6, f + 8, f + 10, f + 12, f + 14, f + 16, f + 18, f + 20, f + 22, f + 24,
+                                   f + 26, f + 28, f + 30);
+#elif defined(__AVX__)
+    constexpr int f = FIRST;
+    return __builtin_shufflevector(a, b, f, f + 2, f + 4, f + 6, f + 8, f + 10, f + 12, f + 14);
+#else
+    return __builtin_shufflevector(a, b, FIRST, FIRST + 2, FIRST + 4, FIRST + 6);
+#endif
+}
+
 // Where a plane's S and T lie: their first rows, and the floats from a row to the next.
 struct Plane {
     float *s, *t;
@@ -316,12 +334,14 @@ inline void start_plane(const Plane& plane, const Shape& shape, int d1, const fl
     const size_t block1 = shape.row_block(), block2 = (size_t)shape.rows * stride2;
     for (int i = 0; i < shape.rows; i++) {
         const int i2 = i + d1 < shape.rows ? i + d1 : i + d1 - shape.rows;
+        const float *row1 = x1 + i * shape.row(), *row2 = x2 + i2 * stride2;
+        float *to_s = plane.S(i), *to_t = plane.T(i);
         for (int at = 0; at < shape.row(); at += WIDTH) {
+            const float *a = row1 + at, *b = row2 + at;
             vec s = {};
-            for (int c = 0; c < shape.channels; c++)
-                s += load(x1 + c * block1 + i * shape.row() + at) * load(x2 + c * block2 + i2 * stride2 + at);
-            store(plane.S(i) + at, s);
-            store(plane.T(i) + at, train_first ? s : vec{});
+            for (int c = 0; c < shape.channels; c++, a += block1, b += block2) s += load(a) * load(b);
+            store(to_s + at, s);
+            store(to_t + at, train_first ? s : vec{});
         }
     }
 }
