@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from exact_ntk.device import available_memory
-from exact_ntk.kernels import fused, reference
+from exact_ntk.kernels import fused, gradients, reference
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu as fused_gpu
 from exact_ntk.kernels.inputs import (
@@ -50,8 +50,16 @@ RESOLVED_BACKENDS = ("fused-cuda", "fused-cpu", "reference-cuda", "reference-cpu
 
 
 def _why_not_fused(
-    device: torch.device, dtype: torch.dtype, readouts: Sequence[str], padding: Padding, height: int, width: int
+    device: torch.device,
+    dtype: torch.dtype,
+    readouts: Sequence[str],
+    padding: Padding,
+    height: int,
+    width: int,
+    gradient: bool,
 ) -> str | None:
+    if gradient:
+        return "the fused kernels give no gradients, which the reference kernels do"
     if dtype != torch.float32:
         return "the fused kernels compute in float32 only"
     reason = fused.why_not(device, readouts, padding, height, width)
@@ -68,20 +76,23 @@ def resolve_backend(
     width: int,
     *readouts: str,
     padding: Padding = "zero",
+    gradient: bool = False,
 ) -> str:
     """The backend that will run these readouts, with its device: "reference-cpu", "fused-cpu", ... Never "auto".
 
-    "auto" is fused where it can run (compiling it at first use), else reference, and a warning is logged once that
-    says why. Raises ValueError for a name that is not a backend, and for "fused" where it cannot run.
+    gradient: whether the images' is asked for. "auto" is fused where it can run (compiling it at first use), else
+    reference, and a warning is logged once that says why. Raises ValueError for a name that is not a backend, and for
+    "fused" where it cannot run.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
     if backend != "reference":
-        reason = _why_not_fused(device, dtype, readouts, padding, height, width)
+        reason = _why_not_fused(device, dtype, readouts, padding, height, width, gradient)
         if reason is None:
             return f"fused-{device.type}"
         if backend == "fused":
-            raise ValueError(f"backend fused cannot run: {reason}")
+            instead = ": give backend='reference', or detached images" if gradient else ""
+            raise ValueError(f"backend fused cannot run: {reason}{instead}")
         # float64 is asked for to have the reference's precision: nothing is lost that needs saying.
         if dtype == torch.float32:
             slower = f"{SLOWER} times slower" if device.type == "cpu" else "slower"
@@ -90,16 +101,22 @@ def resolve_backend(
 
 
 def require_memory(
-    backend: str, device: torch.device, family: str, dtype: torch.dtype, height: int, width: int
+    backend: str, device: torch.device, family: str, dtype: torch.dtype, height: int, width: int, layers: int = 0
 ) -> None:
-    """Raise MemoryError unless one pair of images fits, on a resolved backend. Fused kernels need next to nothing."""
+    """Raise MemoryError unless one pair of images fits, on a resolved backend. Fused kernels need next to nothing.
+
+    layers: that are kept for a gradient.
+    """
     if backend.startswith("fused"):
         return
     need, there = reference.bytes_a_pair(family, dtype, height, width), available_memory(device)
+    if layers:
+        need = gradients.bytes_a_pair(family, layers, dtype, height, width)
     if need > there:
         side = int((there / need) ** (0.25 if family == "gap" else 0.5) * (height * width) ** 0.5)
         raise MemoryError(
-            f"one pair of {height} x {width} images takes {need / 1e9:,.1f} GB with {family} readouts in {backend}, "
+            f"one pair of {height} x {width} images takes {need / 1e9:,.1f} GB with {family} readouts "
+            f"{'and their gradient ' if layers else ''}in {backend}, "
             f"and {there / 1e9:,.1f} GB are free: images up to {side} x {side} fit"
             + (f", or vanilla readouts, which take a {height * width:,}th" if family == "gap" else "")
         )
@@ -139,6 +156,23 @@ def _write(
     for slot, name in enumerate(job.readouts):
         for place, depth in enumerate(job.depths):
             out[name, depth].copy_(values[slot, place])
+
+
+def _differentiable(
+    x1: Tensor,
+    x2: Tensor | None,
+    jobs: Sequence[Pass],
+    depths: Sequence[int],
+    readouts: Sequence[str],
+    dtype: torch.dtype,
+    diagonal: bool,
+) -> Tensor:
+    """The kernels with a graph, in the order of `readouts` and `depths`."""
+    found: dict[tuple[str, int], Tensor] = {}
+    for job in jobs:
+        values = gradients.self_pass(x1, job, dtype) if diagonal else gradients.cntk_pass(x1, x2, job, dtype)
+        found |= {(r, d): values[i, j] for i, r in enumerate(job.readouts) for j, d in enumerate(job.depths)}
+    return torch.stack([torch.stack([found[readout, depth] for depth in depths]) for readout in readouts])
 
 
 def _checked_out(out: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -196,15 +230,24 @@ def cntk(
 
     Returns (len(readouts), len(depths), n1, n2), or with `diagonal` (len(readouts), len(depths), n1), in float64, on
     `device`, readouts and depths in the order given.
-    Raises ValueError for malformed images, for those whose gradient is asked for (there is none), for depths below 2,
-    unknown names and devices, where nothing would be trained, and for an `out` that does not fit; MemoryError where
+
+    Images that require a gradient have it, once, from the reference kernels, in the arithmetic of dtype and the memory
+    of a few pairs (see `gradients`). The NTK has a cusp where two patches are parallel, as in equal images: the
+    derivative of kappa_0 counts as 0 there, which on the diagonal of `cntk(x)` is exact, and for equal images given as
+    x1 and x2 half of that. Every kernel has one where a patch is black: what its norm contributes counts as 0.
+
+    Raises ValueError for malformed images, for depths below 2, unknown names and devices, where nothing would be
+    trained, for gradients of backend "fused" or in forward mode, and for an `out` that does not fit; MemoryError where
     not even one pair fits, or memory runs out.
     """
     depths, readouts = as_integers(depths, "depths"), as_names(readouts, "readouts")
     first, last = as_flag(train_first, "train_first"), as_flag(train_last, "train_last")
-    x1 = as_tensor(x1, "x1", "n1, C, H, W")
-    x2 = None if x2 is None else as_tensor(x2, "x2", "n2, C, H, W")
+    x1 = as_tensor(x1, "x1", "n1, C, H, W", differentiable=True)
+    x2 = None if x2 is None else as_tensor(x2, "x2", "n2, C, H, W", differentiable=True)
     target = as_device(device, x1)
+    gradient = any(x is not None and x.requires_grad for x in (x1, x2))
+    if gradient and out is not None:
+        raise ValueError("out holds values alone: leave it out where a gradient is asked for, or pass detached images")
     if as_flag(diagonal, "diagonal") and x2 is not None:
         raise ValueError("diagonal=True pairs each image of x1 with itself: leave x2 out")
     if x2 is not None and x1.shape[1:] != x2.shape[1:]:
@@ -214,15 +257,18 @@ def cntk(
         raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
     jobs = plan_passes(depths, readouts, first, last, padding)
     height, width = x1.shape[2:]
-    backends = [resolve_backend(backend, target, dtype, height, width, *job.readouts, padding=padding) for job in jobs]
+    options = dict(padding=padding, gradient=gradient)
+    backends = [resolve_backend(backend, target, dtype, height, width, *job.readouts, **options) for job in jobs]
     for job, resolved in zip(jobs, backends, strict=True):
-        require_memory(resolved, target, job.family, dtype, height, width)
+        require_memory(resolved, target, job.family, dtype, height, width, gradient * (job.depths[-1] - 1))
         for name, x in (("x1", x1), ("x2", x2)):
             if x is not None:
                 require_range(x, name, LARGEST_PIXEL["fused" if resolved.startswith("fused") else dtype], resolved)
+    x1, x2 = x1.to(target), None if x2 is None else x2.to(target)
+    if gradient:
+        return _differentiable(x1, x2, jobs, depths, readouts, dtype, bool(diagonal))
     shape = (len(readouts), len(depths), len(x1), *(() if diagonal else (len(x1 if x2 is None else x2),)))
     out = _checked_out(out, shape, target)
-    x1, x2 = x1.to(target), None if x2 is None else x2.to(target)
     matrices = {(r, d): out[i, j] for i, r in enumerate(readouts) for j, d in enumerate(depths)}
     for job, resolved in zip(jobs, backends, strict=True):
         _write(x1, x2, job, matrices, resolved, dtype, bool(diagonal))

@@ -14,16 +14,19 @@ Values = Tensor | np.ndarray | Sequence
 LARGEST_PIXEL: dict[str | torch.dtype, float] = {"fused": 1e36, torch.float32: 1e17, torch.float64: 1e150}
 
 
-def as_tensor(x: Values, name: str, axes: str) -> Tensor:
-    """A dense, finite, floating-point tensor of these axes ("n, C, H, W"), none of them empty, without a graph.
+def as_tensor(x: Values, name: str, axes: str, differentiable: bool = False) -> Tensor:
+    """A dense, finite, floating-point tensor of these axes ("n, C, H, W"), none of them empty.
 
-    Takes tensors, NumPy arrays and nested lists; half precision becomes float32. Raises ValueError for others, and for
-    a tensor whose gradient is asked for: the kernels give none.
+    differentiable: whether a gradient may be asked for; only then is there a graph. Takes tensors, NumPy arrays and
+    nested lists; half precision becomes float32. Raises ValueError for others.
     """
     if not isinstance(x, Tensor):
         x = _from_array(x, name, axes)
-    if torch.is_grad_enabled() and (x.requires_grad or forward_ad.unpack_dual(x).tangent is not None):
-        raise ValueError(f"{name} requires a gradient, and the kernels give none: pass {name}.detach()")
+    if torch.is_grad_enabled() and forward_ad.unpack_dual(x).tangent is not None:
+        raise ValueError(f"{name} asks for a gradient in forward mode: the kernels have them in reverse mode alone")
+    asked = torch.is_grad_enabled() and x.requires_grad
+    if asked and not differentiable:
+        raise ValueError(f"{name} requires a gradient, which `cntk` alone gives: pass {name}.detach()")
     if x.layout != torch.strided or x.is_nested or x.is_quantized or x.device.type == "meta":
         raise ValueError(f"{name} must be a dense tensor ({axes}) with values, not {x.layout} on {x.device}")
     if x.ndim != axes.count(",") + 1 or 0 in x.shape:
@@ -34,9 +37,9 @@ def as_tensor(x: Values, name: str, axes: str) -> Tensor:
         )
     if x.dtype.itemsize < 4:
         x = x.float()
-    if not bool(x.isfinite().all()):
+    if not bool(x.detach().isfinite().all()):
         raise ValueError(f"{name} holds NaN or infinite entries")
-    return x.detach()
+    return x if asked else x.detach()
 
 
 def _from_array(x: Values, name: str, axes: str) -> Tensor:
@@ -80,7 +83,7 @@ def as_names(values: Any, name: str) -> tuple[str, ...]:
 
 def require_range(x: Tensor, name: str, most: float, backend: str) -> None:
     """Raise ValueError for images (n, ...) whose largest pixel is above `most`, or below its reciprocal and not 0."""
-    size = x.flatten(1).abs().amax(1)
+    size = x.detach().flatten(1).abs().amax(1)
     bad = (size > most) | ((size > 0) & (size < 1 / most))
     if bool(bad.any()):
         image = int(bad.nonzero()[0])

@@ -1,13 +1,18 @@
 """The CNTK recursion in plain torch: the definition that every faster backend is tested against.
 
 Vanilla kernels read only pixel pairs p = p', so their tensors are (pairs, H, W) and always float64; global average
-pooling needs all pixel pairs: (pairs, H, W, H, W) in the dtype asked for. Readout sums are float64.
+pooling needs all pixel pairs: (pairs, H, W, H, W) in the dtype asked for. Readout sums are float64. Torch
+differentiates the recursion as it stands (see `gradients`); what it cannot has its derivative here.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from exact_ntk.kernels.arccos import relu_duals, snap_to_unit
 from exact_ntk.kernels.passes import Padding, Pass, window_of
@@ -35,6 +40,27 @@ def box(m: Tensor, groups: Sequence[Sequence[int]], padding: Padding = "zero") -
 
     With `PIXEL_PAIRS`, out[p, p'] = sum over a in {-1, 0, 1}^2 of m[p + a, p' + a].
     """
+    return _Box.apply(m, groups, padding)
+
+
+class _Box(Function):
+    """`box`, its own adjoint."""
+
+    @staticmethod
+    def forward(m: Tensor, groups: Sequence[Sequence[int]], padding: Padding) -> Tensor:
+        return _box(m, groups, padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, ctx.groups, ctx.padding = inputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _box(gradient, ctx.groups, ctx.padding), None, None
+
+
+def _box(m: Tensor, groups: Sequence[Sequence[int]], padding: Padding) -> Tensor:
     for axes in groups:
         if padding == "circular":
             m = m + m.roll([1] * len(axes), tuple(axes)) + m.roll([-1] * len(axes), tuple(axes))
@@ -59,7 +85,8 @@ def deviations(x: Tensor, layers: int, padding: Padding = "zero") -> list[Tensor
     s = box(norms, SAME_PIXEL, padding)
     tables = []
     for _ in range(layers):
-        tables.append(s.sqrt())
+        # A black patch has no derivative: 0 stands for it, where sqrt alone would give infinity.
+        tables.append(torch.where(s > 0, torch.where(s > 0, s, 1.0).sqrt(), 0.0))
         s = box(s / FILTER_PIXELS, SAME_PIXEL, padding)
     return tables
 
@@ -85,8 +112,8 @@ class _Vanilla:
     def inner_products(self, x1: Tensor, x2: Tensor) -> Tensor:
         return (x1 * x2).sum(1)
 
-    def outer(self, d1: Tensor, d2: Tensor) -> Tensor:
-        return d1 * d2
+    def spread(self, d1: Tensor, d2: Tensor) -> tuple[Tensor, Tensor]:
+        return d1, d2
 
     def zero_offset(self, m: Tensor) -> Tensor:
         return m
@@ -107,8 +134,8 @@ class PixelPairs:
         n, _, h, w = x1.shape
         return torch.bmm(x1.flatten(2).transpose(1, 2), x2.flatten(2)).view(n, h, w, h, w)
 
-    def outer(self, d1: Tensor, d2: Tensor) -> Tensor:
-        return d1[:, :, :, None, None] * d2[:, None, None, :, :]
+    def spread(self, d1: Tensor, d2: Tensor) -> tuple[Tensor, Tensor]:
+        return d1[:, :, :, None, None], d2[:, None, None, :, :]
 
     def zero_offset(self, m: Tensor) -> Tensor:
         n, h, w = m.shape[:3]
@@ -126,6 +153,41 @@ class PixelPairs:
 FAMILIES: dict[str, type[_Vanilla] | type[PixelPairs]] = {"vanilla": _Vanilla, "gap": PixelPairs}
 
 
+class _ActivationLayer(Function):
+    """K = a b kappa_1(lam) / 9 and Kdot = kappa_0(lam) / 9 of covariances S = a b lam; differentiable for the ReLU.
+
+    a, b: standard deviations, which broadcast to S's shape.  lam: correlations, snapped to +-1, which K and Kdot are
+    computed from: S is there to be differentiated by.
+    """
+
+    @staticmethod
+    def forward(
+        s: Tensor, a: Tensor, b: Tensor, lam: Tensor, duals: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        kappa_1, kappa_0 = duals(lam)
+        return kappa_1.mul_(a * b).div_(FILTER_PIXELS), kappa_0.div_(FILTER_PIXELS)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        _, a, b, lam, ctx.duals = inputs
+        ctx.save_for_backward(a, b, lam, output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_k: Tensor, of_kdot: Tensor) -> tuple[Tensor | None, ...]:
+        """kappa_1' = kappa_0 and kappa_0' = 1 / (pi sqrt(1 - lam^2)), which counts as 0 where lam is snapped to 1.
+
+        By S, and not by way of lam: for a black patch dK/dS is then 1/18, half of what it is on either side.
+        """
+        assert ctx.duals is relu_duals
+        a, b, lam, kdot = ctx.saved_tensors
+        sine = ((1.0 - lam) * (1.0 + lam)).sqrt_()
+        cusp = of_kdot / (FILTER_PIXELS * math.pi) * _reciprocal(sine) * _reciprocal(a) * _reciprocal(b)
+        of_s = torch.addcmul(cusp, of_k, kdot)
+        of_ab = sine.mul_(of_k).div_(FILTER_PIXELS * math.pi).sub_(cusp.mul_(lam))
+        return of_s, (of_ab * b).sum_to_size(a.shape), (of_ab * a).sum_to_size(b.shape), None, None
+
+
 def activation_layer(
     s: Tensor,
     t: Tensor | None,
@@ -140,12 +202,15 @@ def activation_layer(
     a, b: the images' deviations, (pairs, H, W) in float64, n being their outer product.  equal: (pairs, 1, 1), whether
     both images are the same, so that lam = 1 at p = p'.
     """
-    lam = s * family.outer(_reciprocal(a).to(s), _reciprocal(b).to(s))
-    diagonal = family.zero_offset(lam)
-    diagonal.masked_fill_(equal & (diagonal > 0), 1.0)
-    kappa_1, kappa_0 = duals(snap_to_unit(lam))
-    k = kappa_1.mul_(family.outer(a.to(s), b.to(s))).div_(FILTER_PIXELS)
-    return k, k if t is None else torch.addcmul(k, kappa_0.div_(FILTER_PIXELS), t)
+    a, b = family.spread(a, b)
+    with torch.no_grad():
+        lam = s * (_reciprocal(a).to(s) * _reciprocal(b).to(s))
+        diagonal = family.zero_offset(lam)
+        diagonal.masked_fill_(equal & (diagonal > 0), 1.0)
+        snap_to_unit(lam)
+    k, kdot = _ActivationLayer.apply(s, a.to(s), b.to(s), lam, duals)
+    del lam
+    return k, k if t is None else torch.addcmul(k, kdot, t)
 
 
 def _layers(
@@ -162,17 +227,20 @@ def _layers(
         t = box(r, family.axes, job.padding) if job.ntk else s
 
 
-def _pairs_at_once(x: Tensor, family: _Vanilla | PixelPairs, budget: int | None) -> int:
-    pixels = x.shape[2] * x.shape[3]
-    entries = pixels if family.axes is SAME_PIXEL else pixels**2
-    bytes_a_pair = TENSORS_ALIVE * entries * family.dtype.itemsize
-    return max(1, (budget or BYTE_BUDGET[x.device.type]) // bytes_a_pair)
+def pairs_at_once(bytes_each: int, device: torch.device, budget: int | None) -> int:
+    """How many pairs, at least one, keep within the budget, by default that of the device."""
+    return max(1, (budget or BYTE_BUDGET[device.type]) // bytes_each)
 
 
 def bytes_a_pair(family: str, dtype: torch.dtype, height: int, width: int) -> int:
     """What a pass over one pair of images takes at least."""
+    return TENSORS_AT_PEAK[family] * bytes_a_tensor(family, dtype, height, width)
+
+
+def bytes_a_tensor(family: str, dtype: torch.dtype, height: int, width: int) -> int:
+    """What one of the recursion's tensors takes for a pair of images."""
     pixels = height * width
-    return TENSORS_AT_PEAK[family] * FAMILIES[family](dtype).dtype.itemsize * pixels ** (2 if family == "gap" else 1)
+    return FAMILIES[family](dtype).dtype.itemsize * pixels ** (2 if family == "gap" else 1)
 
 
 def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, dtype: torch.dtype, byte_budget: int | None = None) -> Tensor:
@@ -188,7 +256,8 @@ def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, dtype: torch.dtype, byte
     else:
         rows, columns = torch.cartesian_prod(torch.arange(n1, device=x1.device), torch.arange(n2, device=x1.device)).T
     out = x1.new_empty((len(job.readouts), len(job.depths), n1, n2), dtype=torch.float64)
-    for slot, place, i, j, value in _pair_values(x1, x2, rows, columns, job, dtype, byte_budget):
+    for slot, place, part, value in pair_values(x1, x2, rows, columns, job, dtype, byte_budget):
+        i, j = rows[part], columns[part]
         out[slot, place, i, j] = value
         if x2 is None:
             out[slot, place, j, i] = value
@@ -199,12 +268,12 @@ def self_pass(x: Tensor, job: Pass, dtype: torch.dtype, byte_budget: int | None 
     """Each image with itself: (len(job.readouts), len(job.depths), n), the diagonal of `cntk_pass(x, None, ...)`."""
     every = torch.arange(len(x), device=x.device)
     out = x.new_empty((len(job.readouts), len(job.depths), len(x)), dtype=torch.float64)
-    for slot, place, i, _, value in _pair_values(x, None, every, every, job, dtype, byte_budget):
-        out[slot, place, i] = value
+    for slot, place, part, value in pair_values(x, None, every, every, job, dtype, byte_budget):
+        out[slot, place, part] = value
     return out
 
 
-def _pair_values(
+def pair_values(
     x1: Tensor,
     x2: Tensor | None,
     rows: Tensor,
@@ -212,22 +281,32 @@ def _pair_values(
     job: Pass,
     dtype: torch.dtype,
     byte_budget: int | None,
-) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
-    """The kernels of the pairs (x1[i], x2[j]), some at a time: places of readout and depth, i, j, values."""
-    family, same_pixel = FAMILIES[job.family](dtype), _Vanilla(dtype)
+) -> Iterator[tuple[int, int, slice, Tensor]]:
+    """The kernels of the pairs (x1[rows], x2[columns]), some at a time: places of readout, depth and pairs, values."""
     other = x1 if x2 is None else x2
     layers = max(job.depths) - 1
     d1 = deviations(x1, layers, job.padding)
     d2 = d1 if x2 is None else deviations(other, layers, job.padding)
-    step = _pairs_at_once(x1, family, byte_budget)
-    for i, j in zip(rows.split(step), columns.split(step), strict=True):
+    step = pairs_at_once(TENSORS_ALIVE * bytes_a_tensor(job.family, dtype, *x1.shape[2:]), x1.device, byte_budget)
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        i, j = rows[part], columns[part]
         pairs = x1[i], other[j], [d[i] for d in d1], [d[j] for d in d2]
-        # Nearly equal images have correlations near 1 at p = p', where float32 loses arccos: that part is float64.
-        both = zip(_layers(*pairs, family, job), _layers(*pairs, same_pixel, job), strict=True)
-        for depth, layer in enumerate(both, start=2):
-            if depth in job.depths:
-                ntk, ntk_same = (r if job.train_last else r - k for k, r in layer)
-                nngp, nngp_same = (k for k, _ in layer)
-                for slot, name in enumerate(job.readouts):
-                    parts = (nngp, nngp_same) if name.endswith("-nngp") else (ntk, ntk_same)
-                    yield slot, job.depths.index(depth), i, j, family.readout(*parts, name, job.padding)
+        for slot, place, value in kernels_of(*pairs, job, dtype):
+            yield slot, place, part, value
+
+
+def kernels_of(
+    x1: Tensor, x2: Tensor, d1: list[Tensor], d2: list[Tensor], job: Pass, dtype: torch.dtype
+) -> Iterator[tuple[int, int, Tensor]]:
+    """The kernels of pairs (x1[i], x2[i]) with their `deviations`, all at once: places of readout and depth, values."""
+    family, same_pixel = FAMILIES[job.family](dtype), _Vanilla(dtype)
+    # Nearly equal images have correlations near 1 at p = p', where float32 loses arccos: that part is float64.
+    both = zip(*(_layers(x1, x2, d1, d2, which, job) for which in (family, same_pixel)), strict=True)
+    for depth, layer in enumerate(both, start=2):
+        if depth in job.depths:
+            ntk, ntk_same = (r if job.train_last else r - k for k, r in layer)
+            nngp, nngp_same = (k for k, _ in layer)
+            for slot, name in enumerate(job.readouts):
+                parts = (nngp, nngp_same) if name.endswith("-nngp") else (ntk, ntk_same)
+                yield slot, job.depths.index(depth), family.readout(*parts, name, job.padding)
