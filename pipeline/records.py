@@ -68,9 +68,9 @@ class RidgeCurve(_Record):
     errors: list[float | None]
 
     @property
-    def at_an_end(self) -> bool:
-        """Whether a ridge outside the grid might have done better."""
-        return len(self.ridges) > 1 and self.ridge in (self.ridges[0], self.ridges[-1])
+    def at_the_top(self) -> bool:
+        """Whether a ridge above the grid might have done better."""
+        return len(self.ridges) > 1 and self.ridge == self.ridges[-1]
 
 
 class DrawRecord(_Record):

@@ -206,10 +206,10 @@ class Solver:
         y = targets(cell.images.y[d.train], len(cell.images.classes)).to(self.device)
         errors = Errors.read(path.with_suffix(ERRORS))
         found = choose_ridge(k_train, y, plan, files, errors, f"{cell.name} L={cell.depth}")
-        if found.at_an_end:
+        if found.at_the_top:
             log.warning(
-                f"{cell.name} L={cell.depth}: the ridge {found.ridge:g} is at an end of the grid, "
-                f"{found.ridges[0]:g} to {found.ridges[-1]:g}: widen it with ridge.from and ridge.to"
+                f"{cell.name} L={cell.depth}: the ridge {found.ridge:g} is the largest there was: give a larger "
+                "ridge.to"
             )
         return found
 

@@ -11,7 +11,7 @@ Sentences = tuple[str, str]
 
 
 def found(results: Results) -> Sentences:
-    """The best cell, and the comparison that says most: with the paper, of readouts, or of networks and kernels."""
+    """The best cell, and the comparison that says most: with the paper, of columns, or of networks and kernels."""
     if not results.records:
         return f"No cell of {results.name} is finished.", "What each needs stands below."
     best = max(results.records, key=lambda r: r.accuracy)
@@ -21,7 +21,7 @@ def found(results: Results) -> Sentences:
         f"{best.column} at depth {best.depth} classifies most of its test images right, {_accuracy(best)} of "
         f"{best.n_test}{SOURCES[best.test_from] or ' test images'}, trained on {best.n_train}."
     )
-    return first, _against_paper(results) or _readouts(results) or _networks(results) or _depth(results)
+    return first, _against_paper(results) or _columns(results) or _networks(results) or _depth(results)
 
 
 def in_errors(r: Record, value: float) -> float:
@@ -52,7 +52,7 @@ def _against_paper(results: Results) -> str | None:
     )
 
 
-def _readouts(results: Results) -> str | None:
+def _columns(results: Results) -> str | None:
     if not results.paired:
         return None
 
@@ -64,7 +64,7 @@ def _readouts(results: Results) -> str | None:
     return (
         f"On the same images {p.column} is {_ahead(p.difference, p.standard_error)} {p.minus} by "
         f"{abs(p.difference):.2f} ± {p.standard_error:.2f} points at depth {p.depth} ({sureness(p):.1f} standard "
-        f"errors), the surest of {_count(len(results.paired), 'comparison')} of readouts, {same} with that sign."
+        f"errors), the surest of {_count(len(results.paired), 'paired comparison')}, {same} with that sign."
     )
 
 

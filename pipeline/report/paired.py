@@ -1,4 +1,4 @@
-"""Readouts against each other on the same images: a paired difference has a smaller error than two accuracies."""
+"""Columns against each other on the same images: a paired difference has a smaller error than two accuracies."""
 
 import numpy as np
 
@@ -8,6 +8,8 @@ from exact_ntk.standard_error import standard_error
 
 # What two counterparts may differ in: it does not choose images or change how they are used.
 UNPAIRED = {"readout": "gap", "depths": (), "name": "", "paper": ()}
+# What else may be compared, where it is all that two columns differ in.
+APART = ("preprocess", "flips", "unit_diagonal", "ridge")
 ENDS = {"train_first": None, "train_last": None}
 
 
@@ -25,15 +27,26 @@ def _alike(p: KernelColumn, v: KernelColumn) -> bool:
     return p.model_copy(update=update) == v.model_copy(update=update)
 
 
+def _one_apart(config: Config, a: KernelColumn, b: KernelColumn) -> bool:
+    """Whether they differ in one thing alone, which is in `APART`."""
+    shown = {"depths": (), "name": "", "paper": ()}
+    a, b = (c.model_copy(update={**shown, "preprocess": c.preprocess or config.data.preprocess}) for c in (a, b))
+    differing = [key for key in KernelColumn.model_fields if getattr(a, key) != getattr(b, key)]
+    return len(differing) == 1 and differing[0] in APART
+
+
 def counterparts(config: Config) -> list[tuple[str, str]]:
-    """Names (pooled, less or not pooled) of kernel columns that the config lets differ in the readout alone."""
+    """Names of kernel columns that the config lets differ in one thing alone.
+
+    (pooled, less or not pooled) where that is the readout; else (a later column, an earlier one).
+    """
     named = zip(config.column_names, config.columns, strict=True)
     kernels = [(name, c) for name, c in named if isinstance(c, KernelColumn)]
     return [
-        (pooled, vanilla)
-        for pooled, p in kernels
-        for vanilla, v in kernels
-        if _rank(p.readout) > _rank(v.readout) and _alike(p, v)
+        (name, other)
+        for i, (name, p) in enumerate(kernels)
+        for j, (other, v) in enumerate(kernels)
+        if (_rank(p.readout) > _rank(v.readout) and _alike(p, v)) or (i > j and _one_apart(config, p, v))
     ]
 
 

@@ -168,9 +168,9 @@ def _ridges(results: Results) -> list[str]:
             curves = [d.ridge for d in r.by_draw if d.ridge] if isinstance(r, KernelRecord) else []
             chosen = sorted({curve.ridge for curve in curves})
             if chosen:
-                ends = f" ({sum(c.at_an_end for c in curves)} of {len(curves)} at an end of the grid)"
+                ends = f" ({sum(c.at_the_top for c in curves)} of {len(curves)} the largest there were)"
                 text = " to ".join(f"{ridge:g}" for ridge in (chosen[0], chosen[-1])[: len(chosen)])
-                texts.append(f"{text}{ends * any(c.at_an_end for c in curves)} at depth {r.depth}")
+                texts.append(f"{text}{ends * any(c.at_the_top for c in curves)} at depth {r.depth}")
         lines += [f"{column.name}: ridges chosen {', '.join(texts)}."] if texts else []
     return lines
 

@@ -19,7 +19,7 @@ def test_without_published_values_readouts_are_compared_then_networks_then_depth
     plain = results.model_copy(update={"columns": columns})
     assert found(plain)[1] == (
         "On the same images CNTK-GAP is ahead of CNTK-V by 5.20 ± 2.13 points at depth 3 (2.4 standard errors), the "
-        "surest of 1 comparison of readouts, 1 with that sign."
+        "surest of 1 paired comparison, 1 with that sign."
     )
     alone = plain.model_copy(update={"paired": []})
     assert "nothing to compare it with" in found(alone)[1]

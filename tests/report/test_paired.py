@@ -55,6 +55,27 @@ def test_only_columns_that_share_images_and_ridge_are_paired(config_path: Path, 
     assert [(d.column, d.minus, d.depth) for d in found] == [("CNTK-GAP-2K", "CNTK-V-2K", 3)]
 
 
+def test_columns_that_one_choice_tells_apart_are_paired(config_path: Path, tmp_path: Path):
+    tree = yaml.safe_load(config_path.read_text())
+    plain = {**tree["columns"][1], "name": "plain"}
+    more = (
+        {"flips": True},
+        {"unit_diagonal": True},
+        {"ridge": "loo"},
+        {"preprocess": "zca"},
+        {"preprocess": "standard"},
+    )
+    named = [{**plain, **extra, "name": f"with-{k}"} for k, extra in enumerate(more)]
+    tree["columns"] = [plain, *named, {**named[0], "preprocess": "zca", "name": "both"}]
+    path = tmp_path / "one.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    with_plain = [(f"with-{k}", "plain") for k in range(4)]  # the last is the same column, and compared with the same
+    with_same = [("with-4", f"with-{k}") for k in range(4)]
+    assert sorted(counterparts(load_config(str(path)))) == sorted(
+        [*with_plain, *with_same, ("both", "with-0"), ("both", "with-3")]
+    )
+
+
 def test_other_trained_ends_are_another_network(tmp_path: Path):
     path = tmp_path / "ends.yaml"
     columns = [
