@@ -97,15 +97,18 @@ def load_images(config: Config) -> OrderedImages:
         for k in range(column.train.draws):
             found = draw(images, column, name, k)
             if isinstance(column, KernelColumn) and not column.ridge:
-                _refuse_singular(prepared, found, name)
+                _refuse_singular(prepared, found, name, column.flips)
             if isinstance(column, KernelColumn) and column.unit_diagonal:
                 _refuse_zero(prepared, found, name)
     return images
 
 
-def _refuse_singular(images: OrderedImages, found: Draw, name: str) -> None:
-    """Raises DataError for a draw with a zero image, or with two that are multiples of one another."""
-    direction = images.alike.direction[found.train]
+def _refuse_singular(images: OrderedImages, found: Draw, name: str, flips: bool) -> None:
+    """Raises DataError for a draw with a zero image, or with two that are multiples of one another.
+
+    flips: or of the other's mirror image.
+    """
+    direction = (images.alike_or_mirrored if flips else images.alike).direction[found.train]
     zero = found.train[direction == ZERO]
     if len(zero):
         raise _singular(name, f"image {images.image_index[zero[0]]} is zero once preprocessed", len(zero))
@@ -114,7 +117,9 @@ def _refuse_singular(images: OrderedImages, found: Draw, name: str) -> None:
     if len(pairs):
         one, two = sorted(found.train[order[pairs[0] : pairs[0] + 2]], key=lambda at: images.image_index[at])
         i, j = images.image_index[one], images.image_index[two]
-        if images.alike.copy[one] == images.alike.copy[two]:
+        if images.alike.direction[one] != images.alike.direction[two]:
+            how = "mirror images of one another, up to a factor, and flips takes them for one"
+        elif images.alike.copy[one] == images.alike.copy[two]:
             how = f"equal but labelled {images.classes[images.y[one]]} and {images.classes[images.y[two]]}"
         else:
             ratio = images.alike.norm[two] / images.alike.norm[one]

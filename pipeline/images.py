@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -124,6 +124,15 @@ class OrderedImages:
             self.found_alike[self.method] = find_alike(self._compared, len(self.at))
         return self.found_alike[self.method]
 
+    @property
+    def alike_or_mirrored(self) -> Alike:
+        """The same, an image and its mirror image taken for one: to an average over both they are."""
+        key = f"{self.method}, mirrored"
+        if key not in self.found_alike:
+            one_of_two = partial(_one_of_two, shape=self.shape)
+            self.found_alike[key] = find_alike(lambda at: one_of_two(self._compared(at)), len(self.at))
+        return self.found_alike[key]
+
     def _compared(self, positions: np.ndarray) -> np.ndarray:
         # Whitening is a linear map that has an inverse: it tells apart what contrast normalisation does.
         if self.method == "zca":
@@ -148,6 +157,13 @@ class OrderedImages:
             of_a_draw=True,
             found_alike={},
         )
+
+
+def _one_of_two(rows: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Each flattened image or its mirror image: the same of the two, whichever is given."""
+    mirrored = rows.reshape(-1, *shape)[..., ::-1].reshape(rows.shape)
+    side = np.random.default_rng(0).standard_normal(rows.shape[1])
+    return np.where(((rows - mirrored) @ side < 0)[:, None], mirrored, rows)
 
 
 def fitted_words(how: Zca, n: int) -> str:

@@ -9,6 +9,7 @@ from exact_ntk.config import Config
 from exact_ntk.errors import ConfigError
 from exact_ntk.files import fingerprint
 from exact_ntk.kernels.passes import window_of
+from exact_ntk.report.paired import counterparts
 from exact_ntk.settings import bundled, load_config
 
 
@@ -22,6 +23,18 @@ def test_cifar10_is_the_papers_table():
     assert config.column_names == ["CNN-V", "CNTK-V", "CNTK-V-2K", "CNN-GAP", "CNTK-GAP", "CNTK-GAP-2K"]
     assert all(c.depths == (3, 4, 6, 11, 21) and len(c.paper) == 5 for c in config.columns)
     assert config.columns[4].paper == (70.47, 75.93, 76.73, 77.43, 77.08)
+
+
+def test_digits_beyond_tells_what_each_choice_does_by_itself():
+    config = load_config("digits-beyond")
+    ends = {(c.trains_first, c.trains_last, c.train.n, c.train.draws, c.depths) for c in config.columns}
+    assert len(ends) == 1
+    assert not any(c.flips for c in config.columns)  # a mirrored digit is another sign
+    pairs = counterparts(config)
+    for choice in ("loo minus GAP", "loo-unit minus GAP-loo", "loo-ZCA minus GAP-loo"):
+        one, other = choice.split(" minus ")
+        assert (f"GAP-{one}", other) in pairs
+    assert {("LAP-1", "GAP"), ("LAP-2", "V"), ("GAP", "V"), ("GAP-loo-ZCA", "V-loo-ZCA")} <= set(pairs)
 
 
 def test_digits_has_all_six_columns():

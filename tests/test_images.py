@@ -78,6 +78,18 @@ def test_what_a_store_is_named_by_follows_what_it_depends_on(config_path: Path, 
     assert name(ZCA) == name("data.preprocess=zca") == name("columns.0.preprocess={method: zca, relative: 0.1}")
 
 
+@pytest.mark.parametrize("preprocess", ["standard", "zca"])
+def test_mirror_images_make_a_column_with_flips_singular(config_path: Path, npz: Path, tmp_path: Path, preprocess: str):
+    arrays = dict(np.load(npz))
+    arrays["x_train"][7] = arrays["x_train"][3][:, ::-1]
+    np.savez(npz, **arrays)
+    all_of_them = ("columns.0.train.n=60", "columns.0.train.draws=1", f"columns.0.preprocess={preprocess}")
+    table_of(config_path, tmp_path, *all_of_them)
+    with pytest.raises(DataError, match=r"CNTK-V-60: training images 3 and 7 are mirror images .* a ridge, such as"):
+        table_of(config_path, tmp_path, *all_of_them, "columns.0.flips=true")
+    table_of(config_path, tmp_path, *all_of_them, "columns.0.flips=true", "columns.0.ridge=0.001")
+
+
 def test_networks_are_whitened_by_their_own_training_images(config_path: Path, tmp_path: Path):
     more = "columns.0={model: cnn, readout: gap, depths: [3], train: {n: 20}, width: 4, preprocess: zca}"
     (cell,) = table_of(config_path, tmp_path, more).network_cells
