@@ -216,7 +216,9 @@ def status(
     overrides: Overrides = None,
     runs: Runs = RUNS,
     device: Device = "auto",
-    verify: Annotated[bool, typer.Option("--verify", help="Read every finished tile and check its checksum.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every finished tile, record and checkpoint and check its checksum.")
+    ] = False,
 ) -> None:
     """What is done, missing or damaged, and the time left. Exits with status 3 while anything is missing."""
     _stages().begin(config, overrides, runs, RESULTS, device, quiet=True).status(verify)

@@ -199,7 +199,7 @@ class Session:
         return collected.results
 
     def status(self, verify: bool) -> None:
-        """Stores and cells, done and missing; verify: read every finished tile.
+        """Stores and cells, done and missing; verify: read every finished tile, record, checkpoint and panel.
 
         Raises Incomplete where some are missing or damaged, NtkError where all that is not done has failed.
         """
@@ -220,6 +220,11 @@ class Session:
                     + (f", about {pace} left" if state.left and pace else "")
                 )
             )
+        files = self._damaged_files() if verify else []
+        for path in files:
+            print(f"damaged: {path}")
+        if files:
+            raise Incomplete(f"{len(files)} files are damaged: `ntk run` sets them aside and makes them again")
         found = collect(table).results
         failed = sum(cell.failed for cell in found.missing)
         missing = len(found.missing) - failed
@@ -230,6 +235,13 @@ class Session:
             raise NtkError(f"{failed} cells of {self.workspace.config.name} failed, the others are done")
         if damaged or missing:
             raise Incomplete(f"{self.workspace.config.name} is not finished: `ntk run` goes on where it stopped")
+
+    def _damaged_files(self) -> list[Path]:
+        from exact_ntk.kept import damaged
+        from exact_ntk.regression.panels import damaged_panels
+
+        solved, networks = self.workspace.run / "solve", self.workspace.run / "cnn"
+        return [*damaged(solved), *damaged_panels(solved), *damaged(networks)]
 
 
 def measure_speed(results: Path, device: str, seconds: float) -> None:

@@ -40,8 +40,10 @@ def _sync(file: IO[bytes]) -> None:
             raise
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Call `write` on a temporary file beside `path`, then rename it into place.
+def write_atomic(
+    path: Path, write: Callable[[BinaryIO], Any], before: Callable[[Path], None] = lambda temporary: None
+) -> None:
+    """Call `write` on a temporary file beside `path`, then rename it into place; `before` is told of it in between.
 
     Raises NtkError, naming the file, if it cannot be written; what was there before is then untouched.
     """
@@ -56,6 +58,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             _sync(file)
         with contextlib.suppress(OSError):  # some file systems know no modes
             Path(temporary).chmod(0o644)
+        before(Path(temporary))
         Path(temporary).replace(path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
@@ -92,7 +95,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` for JSON; keys keep their order, NaN is refused."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """As `write_json` writes it."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from exact_ntk.config import Readout
 from exact_ntk.errors import StoreError
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def json_value(self) -> dict[str, Any]:
@@ -17,7 +17,7 @@ class _Record(BaseModel):
         return self.model_dump(mode="json")
 
 
-R = TypeVar("R", bound=_Record)
+R = TypeVar("R", bound=Record)
 
 
 def read_record(path: Path, kind: type[R]) -> R:
@@ -33,7 +33,7 @@ def read_record(path: Path, kind: type[R]) -> R:
     raise StoreError(f"cannot read {path} ({why}): delete it to have it made again")
 
 
-class EarlyStopped(_Record):
+class EarlyStopped(Record):
     """Gradient flow on the images that are not held out; accuracies in percent.
 
     time: where accuracy on the held-out images peaks, in units of 1 / lambda_max; None is infinity.
@@ -55,7 +55,7 @@ class EarlyStoppedCell(EarlyStopped):
     draws_without_flow: int
 
 
-class RidgeCurve(_Record):
+class RidgeCurve(Record):
     """A draw's ridge, chosen by the squared error of training images left out, one by one or held out.
 
     ridges: relative, see `exact_ntk.config.RidgeChoice`.  errors: means over images and outputs, None where the matrix
@@ -73,7 +73,7 @@ class RidgeCurve(_Record):
         return len(self.ridges) > 1 and self.ridge == self.ridges[-1]
 
 
-class DrawRecord(_Record):
+class DrawRecord(Record):
     """Kernel regression on one draw.
 
     residual: |K alpha - y| / |y|.  one_norm, inverse_one_norm: the 1-norm of what was solved, ridge included, and an
@@ -94,7 +94,7 @@ class DrawRecord(_Record):
     ridge: RidgeCurve | None = None
 
 
-class _CellRecord(_Record):
+class _CellRecord(Record):
     """A column at a depth. accuracy, standard_error: in percent and points, see `exact_ntk.standard_error`; std: of the
     draws' or seeds' accuracies, None for one. copies_tested: tested images that equal a training image of their draw,
     over all draws; None in earlier records. preprocessed: how the images were, None for standard. fingerprint: of all
@@ -142,7 +142,7 @@ class KernelRecord(_CellRecord):
         return None if None in found else max(c for c in found if c is not None)
 
 
-class History(_Record):
+class History(Record):
     """A run's epochs: the loss, training and test accuracy (%) of each."""
 
     loss: list[float]
@@ -150,7 +150,7 @@ class History(_Record):
     test_accuracy: list[float]
 
 
-class RunRecord(_Record):
+class RunRecord(Record):
     """One training run; accuracies in percent, None where it diverged.
 
     fitted_at: the epoch after which training accuracy was 100 %, or None.  diverged: why it did, or None.
@@ -165,7 +165,7 @@ class RunRecord(_Record):
     history: History
 
 
-class Divergence(_Record):
+class Divergence(Record):
     """A run that diverged: its learning rate, and as a share of the largest stable one where there is one."""
 
     lr: float | None
@@ -200,7 +200,7 @@ class NetworkRecord(_CellRecord):
 CellRecord = Annotated[KernelRecord | NetworkRecord, Field(discriminator="model")]
 
 
-class SolvedDraw(_Record):
+class SolvedDraw(Record):
     """What the solve stage keeps of a draw of a kernel cell; its arrays are beside it as npz.
 
     backend, dtype, stored: of the kernel values, their arithmetic and what they are rounded to.  fields: all that the
@@ -215,7 +215,7 @@ class SolvedDraw(_Record):
     fields: dict[str, Any]
 
 
-class LargestRate(_Record):
+class LargestRate(Record):
     """The largest stable learning rate of a cell's seed-0 network, or None and why there is none."""
 
     lr_max: float | None
@@ -223,7 +223,7 @@ class LargestRate(_Record):
     fields: dict[str, Any]
 
 
-class TrainedRun(_Record):
+class TrainedRun(Record):
     """What the train-cnn stage keeps of a run.
 
     right: for each test image, the share of the epochs averaged in which it was classified right; empty if it diverged.
@@ -245,7 +245,7 @@ class TrainedRun(_Record):
         return self.lr / self.lr_max if self.lr and self.lr_max else None
 
 
-class ColumnHead(_Record):
+class ColumnHead(Record):
     """A column of the table; paper: published accuracies, one a depth, or none."""
 
     name: str
@@ -259,7 +259,7 @@ class ColumnHead(_Record):
         return dict(zip(self.depths, self.paper, strict=False)).get(depth)
 
 
-class PairedDifference(_Record):
+class PairedDifference(Record):
     """Accuracy of `column` minus that of `minus` on the same images, in points, with its standard error."""
 
     column: str
@@ -269,7 +269,7 @@ class PairedDifference(_Record):
     standard_error: float
 
 
-class MissingCell(_Record):
+class MissingCell(Record):
     """A cell without a result, and what it needs; failed: what there is to compute has been, and is no result."""
 
     column: str
@@ -278,7 +278,7 @@ class MissingCell(_Record):
     failed: bool = False
 
 
-class Results(_Record):
+class Results(Record):
     """results.json: what a rerun on the same CPU or GPU model and thread count reproduces."""
 
     name: str

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.storage import MemoryStore
 
 from exact_ntk.errors import Incomplete, NtkError, StoreError
 from exact_ntk.files import digest, fingerprint, remove_partials
@@ -293,19 +294,8 @@ class GramStore:
 
     def _make_array(self, array: Array, place: Path) -> None:
         temporary = self.path / f".{place.name}.{uuid.uuid4().hex}.partial"
-        shape, chunks = self._layout(array)
         try:
-            zarr.create_array(
-                str(temporary),
-                shape=shape,
-                chunks=chunks,
-                dtype=self.shape.stored,
-                serializer=BytesCodec(),
-                compressors=[Crc32cCodec()],
-                fill_value=float("nan"),
-                dimension_names=("row", "column"),
-                attributes=self._attributes(array),
-            )
+            self._lay_out(str(temporary), array)
             if place.is_dir():
                 (temporary / "zarr.json").replace(place / "zarr.json")
             else:
@@ -314,6 +304,21 @@ class GramStore:
             raise NtkError(f"cannot make an array in {self.path}: {error.strerror or error}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def _lay_out(self, where: str | MemoryStore, array: Array) -> Any:
+        """A new zarr array of this store's layout."""
+        shape, chunks = self._layout(array)
+        return zarr.create_array(
+            where,
+            shape=shape,
+            chunks=chunks,
+            dtype=self.shape.stored,
+            serializer=BytesCodec(),
+            compressors=[Crc32cCodec()],
+            fill_value=float("nan"),
+            dimension_names=("row", "column"),
+            attributes=self._attributes(array),
+        )
 
     def _attributes(self, array: Array) -> dict[str, Any]:
         return {
@@ -331,7 +336,7 @@ class GramStore:
                 self.add(array)
             try:
                 opened = zarr.open_array(str(path), mode="r+", zarr_format=3)
-                laid_out = (opened.shape, opened.chunks, str(opened.dtype))
+                found = opened.metadata.to_dict()
             except (OSError, KeyError, TypeError, ValueError) as error:
                 raise StoreError(
                     f"{path}: not an array of a Gram store, or its metadata are damaged ({error}): delete its "
@@ -343,8 +348,12 @@ class GramStore:
                         f"{path}: belongs to another {key} ({_short(opened.attrs.get(key))}, not {_short(value)}): it "
                         f"was renamed or copied; {ADVICE}"
                     )
-            if laid_out != (*self._layout(array), self.shape.stored):
-                raise StoreError(f"{path}: is not laid out as the store's attributes state; {ADVICE}")
+            # As text, for the fill value is NaN.
+            if repr(found) != repr(self._lay_out(MemoryStore(), array).metadata.to_dict()):
+                raise StoreError(
+                    f"{path}: its zarr.json is not laid out as the store's attributes state: delete it to have it "
+                    "written anew, at no tile's cost"
+                )
             self._opened[array] = opened
         return self._opened[array]
 

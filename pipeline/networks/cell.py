@@ -10,12 +10,13 @@ import torch
 from exact_ntk.config import CnnColumn
 from exact_ntk.draws import Draw, copies_tested
 from exact_ntk.errors import ConfigError
-from exact_ntk.files import digest, fingerprint, write_json
+from exact_ntk.files import digest, fingerprint
 from exact_ntk.images import OrderedImages
+from exact_ntk.kept import keep_record, read_kept
 from exact_ntk.networks.lr import MOST_STEPS, DeadNetwork, largest_stable_lr
 from exact_ntk.networks.training import LOSS, Setting, TrainingData, build_network
 from exact_ntk.progress import progress
-from exact_ntk.records import Divergence, LargestRate, NetworkRecord, TrainedRun, read_record
+from exact_ntk.records import Divergence, LargestRate, NetworkRecord, TrainedRun
 from exact_ntk.regression.solve import targets
 from exact_ntk.standard_error import standard_error
 
@@ -115,10 +116,16 @@ class NetworkCell:
         label = f"{c.readout}-L{self.depth}-w{c.width}-lr{run.lr:g}-{run.part}-s{run.seed}"
         return self.folder / f"{label}-{fingerprint(self.fields(run))}.json"
 
+    @property
+    def paths(self) -> list[Path]:
+        """Of every record that its runs may leave."""
+        keys = [RunKey(lr, s, part) for lr in self.column.lr for s in range(self.column.seeds) for part in (FIT, ALL)]
+        return [*map(self.path, keys), self.largest_lr_path]
+
     def trained(self, run: RunKey) -> TrainedRun | None:
         """A finished run, or None."""
         path = self.path(run)
-        return read_record(path, TrainedRun) if path.exists() else None
+        return read_kept(path, TrainedRun) if path.exists() else None
 
     def chosen(self) -> tuple[float | None, list[RunKey]]:
         """The learning rate to report, in the config's unit, and the runs still missing to choose it.
@@ -176,8 +183,8 @@ class NetworkCell:
                     lr_max = largest_stable_lr(build_network(setting, data), data.x, bar.update)
                 except DeadNetwork as error:
                     why = str(error)
-            write_json(path, LargestRate(lr_max=lr_max, why=why, fields=self._largest_lr_fields()).json_value())
-        return read_record(path, LargestRate)
+            keep_record(path, LargestRate(lr_max=lr_max, why=why, fields=self._largest_lr_fields()))
+        return read_kept(path, LargestRate)
 
     def record(self) -> tuple[NetworkRecord, dict[str, Any]] | None:
         """The cell's record and provenance, or None while runs are missing or every learning rate diverged."""

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from exact_ntk.device import describe
 from exact_ntk.errors import ConfigError, NtkError
-from exact_ntk.files import fingerprint, remove_partials, write_json
+from exact_ntk.files import fingerprint, remove_partials
+from exact_ntk.kept import keep_record, remove, set_damaged_aside
 from exact_ntk.locks import try_lock
 from exact_ntk.networks.cell import ALL, FIT, NetworkCell, RunKey
 from exact_ntk.networks.cost import largest_batch, measure_cost, measure_rate_search, training_flops
@@ -62,6 +63,8 @@ def train_cells(cells: Sequence[NetworkCell], device: torch.device, only: Only |
     """
     only = only or Only()
     chosen = [c for c in cells if only.column in (None, c.name) and only.depth in (None, c.depth)]
+    for path in (path for cell in chosen for path in cell.paths):
+        set_damaged_aside(path)
     announce_cost(chosen, only, device)
     trained = 0
     while runs := [(cell, run) for cell in chosen for run in _missing(cell, only)]:
@@ -146,7 +149,7 @@ def _train_run(cell: NetworkCell, key: RunKey, device: torch.device) -> bool | N
         return None
     try:
         if path.exists():
-            path.with_suffix(".pt").unlink(missing_ok=True)
+            remove(path.with_suffix(".pt"))
             return False
         if lock.sure:
             remove_partials(path)
@@ -185,8 +188,8 @@ def _train_and_record(cell: NetworkCell, key: RunKey, path: Path, device: torch.
         fields=fields,
         provenance=_facts(run, device),
     )
-    write_json(path, record.json_value())
-    checkpoint.unlink(missing_ok=True)
+    keep_record(path, record)
+    remove(checkpoint)
 
 
 def _show(bar: tqdm, run: TrainingRun) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from exact_ntk.draws import permutation
 from exact_ntk.errors import StoreError
-from exact_ntk.files import remove_partials, write_atomic
+from exact_ntk.files import remove_partials
+from exact_ntk.kept import is_whole, keep, set_aside
 from exact_ntk.networks.cnn import CNN
 from exact_ntk.networks.precision import Autocast, arithmetic
 
@@ -142,7 +143,7 @@ class TrainingRun:
             "seconds": self.seconds,
             "train_seconds": self.train_seconds,
         }
-        write_atomic(path, lambda file: torch.save(state, file))
+        keep(path, lambda file: torch.save(state, file))
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises StoreError if it is damaged or another run's, naming file and field.
@@ -252,11 +253,14 @@ def train(
 ) -> TrainingRun:
     """Train to the stop rule, going on from `checkpoint` where there is one.
 
-    fields: what names the run; a checkpoint of other fields is refused (StoreError). Calls `on_epoch` after each
-    epoch. The same setting gives the same bits on the same device and thread count, interrupted or not.
+    fields: what names the run; a checkpoint of other fields is refused (StoreError), a damaged one is set aside. Calls
+    `on_epoch` after each epoch. The same setting gives the same bits on the same device and thread count, interrupted
+    or not.
     """
     run = TrainingRun(setting, data, fields)
     remove_partials(checkpoint)
+    if checkpoint.exists() and not is_whole(checkpoint):
+        set_aside(checkpoint)
     if checkpoint.exists():
         run.load(checkpoint)
     with arithmetic(setting.precision, data.x.device) as autocast:

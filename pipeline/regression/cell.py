@@ -8,11 +8,12 @@ import numpy as np
 
 from exact_ntk.config import KernelColumn, RidgeChoice
 from exact_ntk.draws import Draw, copies_tested
-from exact_ntk.files import digest, fingerprint, read_npz
+from exact_ntk.files import digest, fingerprint
 from exact_ntk.gram.plan import Request, Shelf, Source
 from exact_ntk.gram.store import Array, GramStore, mirrored, self_kernel
 from exact_ntk.images import OrderedImages
-from exact_ntk.records import KernelRecord, SolvedDraw, read_record
+from exact_ntk.kept import read_kept, read_kept_npz
+from exact_ntk.records import KernelRecord, SolvedDraw
 from exact_ntk.regression.early_stopping import over_draws
 from exact_ntk.regression.matrix import Averaged, Matrix, Stored, UnitDiagonal
 from exact_ntk.regression.solve import LARGEST_RESIDUAL
@@ -96,7 +97,7 @@ class KernelCell:
     def solved(self, k: int) -> SolvedDraw | None:
         """Draw k's record, or None while it is not solved. Raises StoreError for a damaged file."""
         path = self.solved_path(k)
-        return read_record(path, SolvedDraw) if path else None
+        return read_kept(path, SolvedDraw) if path else None
 
     def missing(self) -> list[int]:
         """The draws that are not solved yet."""
@@ -130,7 +131,7 @@ class KernelCell:
     def arrays(self) -> list[dict[str, np.ndarray]]:
         """What every solved draw keeps beside its record (see `stage`). Raises StoreError, naming the file."""
         paths = [self.solved_path(k) for k in range(len(self.draws))]
-        return [read_npz(path.with_suffix(".npz"), f"delete {path} to have it solved again") for path in paths if path]
+        return [read_kept_npz(path.with_suffix(".npz")) for path in paths if path]
 
     def record(self) -> tuple[KernelRecord, dict[str, Any]] | None:
         """The cell's record and provenance, or None while draws are missing or where one has no solution."""

@@ -150,3 +150,30 @@ class PanelFiles:
     def remove(self) -> None:
         """The files go."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def damaged_panels(folder: Path) -> list[Path]:
+    """The panels under a folder, of any factors, that are not whole; reads them all."""
+    return [path for path in sorted(folder.glob("*.panels/*.panel")) if not _is_whole(path)]
+
+
+def _is_whole(path: Path) -> bool:
+    sha = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            head = json.loads(file.readline(4096))
+            size = 0
+            while part := file.read(1 << 20):
+                sha.update(part)
+                size += len(part)
+        rows, columns = head["shape"]
+        whose = head["fingerprint"], head["panel"]
+        return (sha.hexdigest(), size, whose) == (
+            head["digest"],
+            8 * rows * columns,
+            (path.parent.stem, int(path.stem)),
+        )
+    except FileNotFoundError:
+        return True  # its factor has just been finished
+    except (OSError, ValueError, LookupError, TypeError):
+        return False

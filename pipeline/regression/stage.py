@@ -13,9 +13,10 @@ import torch
 from exact_ntk.config import RidgeChoice
 from exact_ntk.draws import Draw
 from exact_ntk.errors import Incomplete, NtkError, StoreError
-from exact_ntk.files import remove_partials, write_json, write_npz
+from exact_ntk.files import remove_partials
 from exact_ntk.gram.plan import Source
 from exact_ntk.gram.store import GramStore
+from exact_ntk.kept import keep_npz, keep_record, set_damaged_aside
 from exact_ntk.locks import try_lock
 from exact_ntk.memory import default_memory, gigabytes, peak_resident
 from exact_ntk.progress import progress
@@ -83,10 +84,13 @@ def solve_cells(cells: Sequence[KernelCell], device: torch.device, memory: int |
 
 
 def _sweep(cells: Sequence[KernelCell]) -> None:
-    """Remove what draws that were killed once they were solved have left."""
+    """Set damaged draws aside, and remove what draws that were killed once they were solved have left."""
     for cell in cells:
         for path in filter(None, map(cell.solved_path, range(len(cell.draws)))):
+            set_damaged_aside(path, path.with_suffix(".npz"))
+        for path in filter(None, map(cell.solved_path, range(len(cell.draws)))):
             _remove_aside(path)
+
 
 
 def _remove_aside(path: Path) -> None:
@@ -162,7 +166,7 @@ class Solver:
         except NtkError as error:
             raise NtkError(f"column {cell.name}, depth {cell.depth}: {error}{self._would_do(error)}") from error
         heat_map, heat_map_label = _heat_map(k_train, images.y[d.train])
-        write_npz(
+        keep_npz(
             path.with_suffix(".npz"),
             alpha=alpha,
             outputs=outputs,
@@ -188,7 +192,7 @@ class Solver:
             },
             fields=cell.fields(k, source),
         )
-        write_json(path, solved.json_value())
+        keep_record(path, solved)
         _remove_aside(path)
 
     def _chosen_ridge(self, cell: KernelCell, d: Draw, k_train: Matrix, path: Path) -> RidgeCurve | None:
