@@ -92,6 +92,8 @@ class Session:
             require_writable(folder)
         self.download()
         self.workspace.save_config()
+        for cell in self.table.cells:
+            cell.set_damaged_aside()
         for line in self._forecast():
             log.info(line)
         failed: NtkError | None = None

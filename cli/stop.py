@@ -2,11 +2,13 @@
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
 ENDS = (signal.SIGINT, signal.SIGTERM)
+SECONDS_UNTIL_AGAIN = 0.01
 
 
 class Stopped(BaseException):
@@ -34,6 +36,14 @@ class _Signals:
         if self.caught and not self.wait:
             raise Stopped(self.caught[0])
 
+    def speak_again(self, ignored: "sys.UnraisableHookArgs") -> None:
+        """In place of Python's note of an exception that it ignores, as from within a destructor: once that is left."""
+        if not isinstance(ignored.exc_value, Stopped):
+            sys.__unraisablehook__(ignored)
+            return
+        signal.signal(signal.SIGALRM, lambda number, frame: self.speak())
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_UNTIL_AGAIN)
+
 
 _signals = _Signals()
 
@@ -46,6 +56,7 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         heard = []
     before = {number: signal.signal(number, _signals.stop) for number in heard}
+    hook, sys.unraisablehook = sys.unraisablehook, _signals.speak_again
     try:
         yield
     except Exception as error:
@@ -53,6 +64,9 @@ def stoppable() -> Iterator[None]:
             raise Stopped(_signals.caught[0]) from error
         raise
     finally:
+        sys.unraisablehook = hook
+        if heard:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 

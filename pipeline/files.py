@@ -6,8 +6,11 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
+import time
+import uuid
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -28,6 +31,8 @@ def expanded(path: Path) -> Path:
 
 
 REPORT_BYTES = 2 << 20
+# Hosts that share a folder may not see one another's locks: what another has begun is left alone for so long.
+SECONDS_FOR_OTHER_HOSTS = 86400.0
 
 
 def _sync(file: IO[bytes]) -> None:
@@ -49,7 +54,7 @@ def write_atomic(
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_suffix(), dir=path.parent)
     except OSError as error:
         raise NtkError(f"cannot write {path}: {error.strerror or error}") from error
     try:
@@ -67,14 +72,33 @@ def write_atomic(
         raise
 
 
+def _suffix() -> str:
+    """Of a temporary name: whose it is."""
+    return f"@{platform.node()}.partial"
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new name for what is to be renamed to `path`."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_suffix()}")
+
+
 def remove_partials(path: Path) -> None:
     """Remove what killed writers of `path` have left beside it; only for whoever holds the lock under which it is
     written."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+    remove_leftovers(path.parent, f".{glob.escape(path.name)}.*.partial")
+
+
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove the temporary files and folders of that name, but for those that another host may be writing."""
+    for leftover in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):
+            young = time.time() - leftover.stat().st_mtime < SECONDS_FOR_OTHER_HOSTS
+            if "@" in leftover.name and not leftover.name.endswith(_suffix()) and young:
+                continue
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def require_writable(folder: Path) -> None:

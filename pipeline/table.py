@@ -42,6 +42,10 @@ class Cell(Protocol):
         """Of each draw or run: `right` and `label` of its test images, and what else its stage keeps."""
         ...
 
+    def set_damaged_aside(self) -> None:
+        """Have what is damaged of it count as missing, so that its stage makes it again."""
+        ...
+
     def needs(self) -> str:
         """What it needs to be finished."""
         ...

@@ -11,7 +11,6 @@ import math
 import os
 import re
 import shutil
-import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from exact_ntk.errors import Incomplete, NtkError, StoreError
-from exact_ntk.files import digest, fingerprint, remove_partials
+from exact_ntk.files import digest, fingerprint, remove_leftovers, remove_partials, temporary_beside
 from exact_ntk.locks import Lock, locked, try_lock
 from exact_ntk.progress import progress
 
@@ -165,8 +164,7 @@ def _making(path: Path) -> Iterator[None]:
     with locked(path.parent / "locks" / path.name) as lock:
         if lock.sure:
             remove_partials(path)
-            for leftover in path.glob(".*-L*.partial"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            remove_leftovers(path, ".*-L*.partial")
         yield
 
 
@@ -177,21 +175,30 @@ def is_made(path: Path) -> bool:
 
 def _make(path: Path, fields: dict[str, Any], side: int, image_index: np.ndarray) -> None:
     """Write what of a store's metadata is missing; under the store's lock."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    temporary = temporary_beside(path)
     attributes = {"format": FORMAT, "fields": fields, "side": side, "image_index_digest": digest(image_index)}
     try:
         group = zarr.create_group(str(temporary), zarr_format=3, attributes=attributes)
         index = image_index.astype(np.int64)
         group.create_array("image_index", data=index, chunks=(len(index),), compressors=[Crc32cCodec()])
         path.mkdir(exist_ok=True)
-        if not (path / "image_index" / "zarr.json").exists():
-            shutil.rmtree(path / "image_index", ignore_errors=True)
-            (temporary / "image_index").rename(path / "image_index")
+        _publish(temporary / "image_index", path / "image_index")
         (temporary / "zarr.json").replace(path / "zarr.json")
     except OSError as error:
         raise NtkError(f"cannot make a Gram store at {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary: Path, place: Path) -> None:
+    """Rename a new array into place; where one is, made by another host or without metadata, those alone are written:
+    to what they are already, if they are there."""
+    try:
+        temporary.rename(place)
+    except OSError:
+        if not place.is_dir():
+            raise
+        (temporary / "zarr.json").replace(place / "zarr.json")
 
 
 def open(path: Path | str, fields: dict[str, Any] | None = None) -> "GramStore":
@@ -293,13 +300,10 @@ class GramStore:
         self._array(array)
 
     def _make_array(self, array: Array, place: Path) -> None:
-        temporary = self.path / f".{place.name}.{uuid.uuid4().hex}.partial"
+        temporary = temporary_beside(place)
         try:
             self._lay_out(str(temporary), array)
-            if place.is_dir():
-                (temporary / "zarr.json").replace(place / "zarr.json")
-            else:
-                temporary.rename(place)
+            _publish(temporary, place)
         except OSError as error:
             raise NtkError(f"cannot make an array in {self.path}: {error.strerror or error}") from error
         finally:

@@ -12,7 +12,7 @@ from exact_ntk.draws import Draw, copies_tested
 from exact_ntk.errors import ConfigError
 from exact_ntk.files import digest, fingerprint
 from exact_ntk.images import OrderedImages
-from exact_ntk.kept import keep_record, read_kept
+from exact_ntk.kept import keep_record, read_kept, set_damaged_aside
 from exact_ntk.networks.lr import MOST_STEPS, DeadNetwork, largest_stable_lr
 from exact_ntk.networks.training import LOSS, Setting, TrainingData, build_network
 from exact_ntk.progress import progress
@@ -116,11 +116,11 @@ class NetworkCell:
         label = f"{c.readout}-L{self.depth}-w{c.width}-lr{run.lr:g}-{run.part}-s{run.seed}"
         return self.folder / f"{label}-{fingerprint(self.fields(run))}.json"
 
-    @property
-    def paths(self) -> list[Path]:
-        """Of every record that its runs may leave."""
+    def set_damaged_aside(self) -> None:
+        """Have damaged runs count as missing."""
         keys = [RunKey(lr, s, part) for lr in self.column.lr for s in range(self.column.seeds) for part in (FIT, ALL)]
-        return [*map(self.path, keys), self.largest_lr_path]
+        for path in (*map(self.path, keys), self.largest_lr_path):
+            set_damaged_aside(path)
 
     def trained(self, run: RunKey) -> TrainedRun | None:
         """A finished run, or None."""

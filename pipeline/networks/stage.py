@@ -14,7 +14,7 @@ from tqdm import tqdm
 from exact_ntk.device import describe
 from exact_ntk.errors import ConfigError, NtkError
 from exact_ntk.files import fingerprint, remove_partials
-from exact_ntk.kept import keep_record, remove, set_damaged_aside
+from exact_ntk.kept import keep_record, remove
 from exact_ntk.locks import try_lock
 from exact_ntk.networks.cell import ALL, FIT, NetworkCell, RunKey
 from exact_ntk.networks.cost import largest_batch, measure_cost, measure_rate_search, training_flops
@@ -63,8 +63,8 @@ def train_cells(cells: Sequence[NetworkCell], device: torch.device, only: Only |
     """
     only = only or Only()
     chosen = [c for c in cells if only.column in (None, c.name) and only.depth in (None, c.depth)]
-    for path in (path for cell in chosen for path in cell.paths):
-        set_damaged_aside(path)
+    for cell in chosen:
+        cell.set_damaged_aside()
     announce_cost(chosen, only, device)
     trained = 0
     while runs := [(cell, run) for cell in chosen for run in _missing(cell, only)]:

@@ -12,7 +12,7 @@ from exact_ntk.files import digest, fingerprint
 from exact_ntk.gram.plan import Request, Shelf, Source
 from exact_ntk.gram.store import Array, GramStore, mirrored, self_kernel
 from exact_ntk.images import OrderedImages
-from exact_ntk.kept import read_kept, read_kept_npz
+from exact_ntk.kept import read_kept, read_kept_npz, set_damaged_aside
 from exact_ntk.records import KernelRecord, SolvedDraw
 from exact_ntk.regression.early_stopping import over_draws
 from exact_ntk.regression.matrix import Averaged, Matrix, Stored, UnitDiagonal
@@ -98,6 +98,11 @@ class KernelCell:
         """Draw k's record, or None while it is not solved. Raises StoreError for a damaged file."""
         path = self.solved_path(k)
         return read_kept(path, SolvedDraw) if path else None
+
+    def set_damaged_aside(self) -> None:
+        """Have damaged draws count as missing."""
+        for path in filter(None, map(self.solved_path, range(len(self.draws)))):
+            set_damaged_aside(path, path.with_suffix(".npz"))
 
     def missing(self) -> list[int]:
         """The draws that are not solved yet."""

@@ -16,7 +16,7 @@ from exact_ntk.errors import Incomplete, NtkError, StoreError
 from exact_ntk.files import remove_partials
 from exact_ntk.gram.plan import Source
 from exact_ntk.gram.store import GramStore
-from exact_ntk.kept import keep_npz, keep_record, set_damaged_aside
+from exact_ntk.kept import keep_npz, keep_record
 from exact_ntk.locks import try_lock
 from exact_ntk.memory import default_memory, gigabytes, peak_resident
 from exact_ntk.progress import progress
@@ -86,8 +86,7 @@ def solve_cells(cells: Sequence[KernelCell], device: torch.device, memory: int |
 def _sweep(cells: Sequence[KernelCell]) -> None:
     """Set damaged draws aside, and remove what draws that were killed once they were solved have left."""
     for cell in cells:
-        for path in filter(None, map(cell.solved_path, range(len(cell.draws)))):
-            set_damaged_aside(path, path.with_suffix(".npz"))
+        cell.set_damaged_aside()
         for path in filter(None, map(cell.solved_path, range(len(cell.draws)))):
             _remove_aside(path)
 

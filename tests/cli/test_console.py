@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,21 @@ def test_a_signal_that_an_import_swallows_is_one_all_the_same(tmp_path, monkeypa
     """Of which the module that was being imported comes out half done, and fails later."""
     done = stopped_by(signal.SIGTERM, monkeypatch, tmp_path, "run", swallow=(BaseException,))
     assert done == Done(143, "", "stopped; run the same command to go on\n")
+
+
+def test_a_signal_within_a_destructor_is_heard_once_that_is_left(capfd):
+    """Python prints an exception there, and goes on."""
+
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped), stoppable():  # noqa: PT012
+        dying = Dying()
+        del dying
+        time.sleep(5)
+        pytest.fail("nothing was heard")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_signal_waits_for_the_end_of_an_import():
