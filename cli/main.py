@@ -81,7 +81,12 @@ Runs = Annotated[
 Results = Annotated[
     Path, typer.Option(help="Root of the small files: tables, figures, provenance.", callback=_expanded)
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU where there is one.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="cpu, cuda, cuda:1, ..., or auto: a GPU where there is one. cuda:0,2 or cuda:all: several, a process each."
+    ),
+]
 Memory = Annotated[
     str | None,
     typer.Option(
@@ -91,6 +96,19 @@ Memory = Annotated[
         show_default=False,
     ),
 ]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|ADDRESS",
+        help="Compute on a Ray cluster: an actor a GPU, or with --device cpu a share of the cores. --runs has to lie "
+        "on a file system that all its machines share.",
+        show_default=False,
+    ),
+]
+WorkerCores = Annotated[
+    int, typer.Option("--worker-cores", min=1, help="Cores of each worker of a cluster without GPUs.")
+]
+CORES = 4
 RUNS, RESULTS = Path("runs"), Path("results")
 
 
@@ -141,13 +159,16 @@ def compute_gram(
     ] = "1/1",
     repair: Annotated[bool, typer.Option("--repair", help="First set aside tiles whose checksum fails.")] = False,
     every: Annotated[bool, typer.Option("--all", help="Also what only draws already solved read.")] = False,
+    cluster: Cluster = None,
+    worker_cores: WorkerCores = CORES,
 ) -> None:
     """Compute the Gram matrices that the config's kernel columns need, tile by tile.
 
     A finished tile is never computed again. Any number of processes may fill one store at once.
     """
     share = _shard(shard)
-    _stages().begin(config, overrides, runs, RESULTS, device).compute_gram(share, repair, every)
+    on = (cluster, worker_cores) if cluster else None
+    _stages().begin(config, overrides, runs, RESULTS, device, cluster=on).compute_gram(share, repair, every)
 
 
 @app.command()
@@ -176,12 +197,16 @@ def train_cnn(
     seed: Annotated[
         int | None, typer.Option(help="Only this seed, counted from 0; without --lr at every rate of the list.")
     ] = None,
+    shard: Annotated[str, typer.Option(metavar="K/N", help="Train the K-th of N shares of the runs.")] = "1/1",
+    cluster: Cluster = None,
+    worker_cores: WorkerCores = CORES,
 ) -> None:
     """Train the finite networks: learning rates x seeds x depths, each run once, each with a checkpoint.
 
     A learning rate that diverges ends its run at once and is reported, never averaged.
     """
-    _stages().begin(config, overrides, runs, RESULTS, device).train_cnn(only, lr, seed)
+    share, on = _shard(shard), (cluster, worker_cores) if cluster else None
+    _stages().begin(config, overrides, runs, RESULTS, device, cluster=on).train_cnn(only, lr, seed, share)
 
 
 @app.command()

@@ -1,10 +1,11 @@
 """What each command does: open the workspace, call the pipeline's stage, say what came of it."""
 
+import contextlib
 import logging
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import torch
 
 from exact_ntk.cli.console import pasteable, remember
 from exact_ntk.data import fetch
-from exact_ntk.device import keep_to_cores, resolve_device
+from exact_ntk.device import keep_to_cores, resolve_device, resolve_devices
 from exact_ntk.draws import load_images
 from exact_ntk.errors import Incomplete, NtkError
 from exact_ntk.files import require_writable, write_json
@@ -21,9 +22,12 @@ from exact_ntk.memory import default_memory, parse_bytes
 from exact_ntk.workspace import Workspace, open_workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from exact_ntk.gram.fill import Filler
     from exact_ntk.records import Results
     from exact_ntk.table import Table
+    from exact_ntk.workers.crew import Crew
 
 RUNS, RESULTS = Path("runs"), Path("results")
 NICENESS = 10
@@ -39,39 +43,69 @@ def begin(
     device: str,
     quiet: bool = False,
     memory: str | None = None,
+    cluster: tuple[str, int] | None = None,
 ) -> "Session":
-    """Check the config and the options; print the resolved config."""
+    """Check the config and the options; print the resolved config. cluster: its address, and cores of a CPU worker."""
     workspace = open_workspace(config, overrides or [], runs, results)
     runs_typed, results_typed = None if runs == RUNS else runs, None if results == RESULTS else results
     remember(config, overrides or [], runs_typed, results_typed, None if device == "auto" else device, memory)
-    chosen = resolve_device(device)
+    # A cluster's devices are not this machine's.
+    devices = [torch.device("cpu")] if cluster else resolve_devices(device)
+    chosen = devices[0]
     keep_to_cores()
     budget = default_memory(chosen) if memory is None else parse_bytes(memory, "--memory")
     if chosen.type == "cpu":
         # Every core, but only what nobody else asks of it: a laptop stays usable for the hours of a Gram matrix.
         os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     if not quiet:
-        log.info(f"# {config}, resolved, on {chosen}\n{workspace.yaml}")
-    return Session(workspace, chosen, budget)
+        where = f"Ray at {cluster[0]}" if cluster else ", ".join(map(str, devices))
+        log.info(f"# {config}, resolved, on {where}\n{workspace.yaml}")
+    return Session(workspace, chosen, budget, tuple(devices), (*cluster, device) if cluster else None)
 
 
 @dataclass(frozen=True)
 class Session:
     """A workspace on a device, and the stages a command can ask of it; its table is made when first asked for.
 
-    memory: bytes that a solve may take.
+    memory: bytes that a solve may take.  devices: those to spread work over, the first of which is `device`.
+    cluster: a Ray cluster's address in their stead, cores of a CPU worker, and the kind of device.
     """
 
     workspace: Workspace
     device: torch.device
     memory: int
+    devices: tuple[torch.device, ...]
+    cluster: tuple[str, int, str] | None = None
+
+    @cached_property
+    def crew(self) -> "Crew | None":
+        """The workers, where this process does not compute itself."""
+        work = self.workspace
+        if self.cluster:
+            from exact_ntk.workers.cluster import RayCrew
+
+            return RayCrew(work.config, work.run, *self.cluster)
+        if len(self.devices) == 1:
+            return None
+        from exact_ntk.workers.processes import ProcessCrew
+
+        return ProcessCrew(work.config, work.run, self.devices)
+
+    @contextlib.contextmanager
+    def _with_crew(self, last: bool = True) -> "Iterator[Crew | None]":
+        """The workers, who end with the last stage that needs them, or before one that needs a GPU's whole memory."""
+        try:
+            yield self.crew
+        finally:
+            if self.crew and (last or self.device.type == "cuda"):
+                self.crew.close()
 
     @cached_property
     def table(self) -> "Table":
         from exact_ntk.table import Table
 
         work = self.workspace
-        return Table(work.config, load_images(work.config), self.device, work.run)
+        return Table(work.config, load_images(work.config), self.device, work.run, self.crew if self.cluster else None)
 
     @cached_property
     def filler(self) -> "Filler":
@@ -81,7 +115,7 @@ class Session:
         log.debug(f"computing with {table.backends}")  # raises where nothing can
         if table.images.dropped:
             log.info(f"{len(table.images.dropped)} copies among the training images were dropped")
-        return Filler(table.shelf, self.device, self.workspace.config.gram.tile)
+        return Filler(table.shelf, self.device, self.workspace.config.gram.tile, self.crew)
 
     def run(self) -> None:
         """Every stage in order. Raises Incomplete, after the report, where a cell is still missing.
@@ -117,8 +151,9 @@ class Session:
 
     def plan(self) -> None:
         """What is still to compute and what that takes here; writes nothing."""
-        for line in self._forecast():
-            print(pasteable(line))
+        with self._with_crew():
+            for line in self._forecast():
+                print(pasteable(line))
 
     def _forecast(self) -> list[str]:
         from exact_ntk.forecast import forecast
@@ -133,14 +168,16 @@ class Session:
     def _fill(self, column: str) -> None:
         requests = self.table.requests()
         mine = [request for request in requests if request.column == column]
-        if mine:
-            self.filler.fill(requests, mine)
+        with self._with_crew(last=False):
+            if mine:
+                self.filler.fill(requests, mine)
 
     def compute_gram(self, shard: tuple[int, int] = (1, 1), repair: bool = False, every: bool = False) -> None:
         """The Gram stores, small columns first. every: also what only solved draws read."""
         self.workspace.save_config()
         requests, check = self.table.requests(every), self.table.requests(every=True) if repair else None
-        left = self.filler.fill(requests, shard=shard, repair=check) if requests or check else 0
+        with self._with_crew():
+            left = self.filler.fill(requests, shard=shard, repair=check) if requests or check else 0
         if not requests:
             log.info("every kernel cell is solved: no Gram matrix is needed (`ntk compute-gram --all` fills them)")
         elif left:
@@ -163,20 +200,32 @@ class Session:
             add_provenance(self.workspace.run, "solve", self.device, systems=solved, seconds=seconds)
         return solved
 
-    def train_cnn(self, only: str | None = None, lr: float | None = None, seed: int | None = None) -> None:
+    def train_cnn(
+        self,
+        only: str | None = None,
+        lr: float | None = None,
+        seed: int | None = None,
+        shard: tuple[int, int] = (1, 1),
+    ) -> None:
         """The CNN columns' runs."""
-        from exact_ntk.networks.stage import Only, train_cells
+        from exact_ntk.networks.stage import Only, runs_left, train_cells
         from exact_ntk.provenance import add_provenance
 
         work, start, cells = self.workspace, time.perf_counter(), self.table.network_cells
         everything = (only, lr, seed) == (None, None, None)
         chosen = Only() if everything else Only.parse(only, lr, seed, cells)
+        chosen = replace(chosen, shard=shard)
         work.save_config()
-        trained = train_cells(cells, self.device, chosen)
+        with self._with_crew() as crew:
+            trained = train_cells(cells, self.device, chosen, crew)
         if trained:
             seconds = round(time.perf_counter() - start, 2)
             add_provenance(work.run, "train-cnn", self.device, runs=trained, seconds=seconds)
-        log.info(f"train-cnn: {trained} runs trained, the others were done")
+        left = sum(runs_left(cell, Only()) for cell in cells) if shard[1] > 1 else 0
+        log.info(
+            f"train-cnn: {trained} runs trained, "
+            + (f"{left} are left to the others" if left else "the others were done")
+        )
 
     def report(self) -> None:
         """The table and everything around it. Raises NtkError where cells failed, Incomplete where some are missing."""

@@ -24,6 +24,23 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(full)
 
 
+def resolve_devices(name: str) -> list[torch.device]:
+    """The devices to spread work over: one, as `resolve_device` takes it, or cuda:0,2 or cuda:all or cpu,cpu.
+
+    Several times the CPU are as many processes that share its cores. Raises ConfigError for one that is not there.
+    """
+    if name == "cuda:all":
+        name = ",".join(f"cuda:{k}" for k in range(torch.cuda.device_count())) or name
+    first, *others = (part.strip() for part in name.split(","))
+    kind = first.split(":")[0]
+    words = [first, *(f"{kind}:{part}" if part.isdigit() else part for part in others)]
+    devices = [resolve_device(word) for word in words]
+    twice = next((d for d in devices if d.type == "cuda" and devices.count(d) > 1), None)
+    if twice is not None or (len(devices) > 1 and len({d.type for d in devices}) > 1):
+        raise ConfigError(f"--device {name}: should name each GPU once, as in cuda:0,2, or all of them, cuda:all")
+    return devices
+
+
 def keep_to_cores() -> None:
     """Compute on no more threads than affinity and control groups leave cores; what OMP_NUM_THREADS asks for stays."""
     if os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS"):

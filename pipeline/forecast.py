@@ -125,7 +125,7 @@ def forecast(table: Table, filler: Callable[[], Filler], memory: int) -> Forecas
 
 def _gram(filler: Filler, column: str, share: Share, requests: Sequence[Request]) -> Part:
     store, rate = share.fill.store, filler.rate(share.fill.source, requests)
-    seconds = share.seconds(rate)
+    seconds = filler.seconds(share, requests)
     begun = store.path.exists()  # then it is gone on with, in what it is stored in
     return Part(
         column=column,

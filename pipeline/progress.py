@@ -7,6 +7,13 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 20.0
+_shown = True
+
+
+def show_no_progress() -> None:
+    """For a process that tells another how far it is, which shows it."""
+    global _shown
+    _shown = False
 
 
 class _Lines:
@@ -31,6 +38,7 @@ def duration(seconds: float) -> str:
 
 def progress(description: str, total: int, unit: str, **options: Any) -> tqdm:
     """A tqdm bar on stderr; use as a context manager and call `update`."""
+    options = options if _shown else {**options, "disable": True}
     if sys.stderr.isatty():
         return tqdm(desc=description, total=total, unit=unit, dynamic_ncols=True, unit_scale=True, **options)
     return tqdm(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -13,11 +13,15 @@ from exact_ntk.draws import Draw, draw
 from exact_ntk.errors import ConfigError
 from exact_ntk.files import digest
 from exact_ntk.gram.plan import DTYPES, Request, Shelf, Source, sources_of
+from exact_ntk.gram.spread import Backends
 from exact_ntk.images import OrderedImages
 from exact_ntk.kernels import resolve_backend
 from exact_ntk.kernels.passes import FAMILIES, family_of, trained_by_default
 from exact_ntk.networks.cell import NetworkCell
 from exact_ntk.regression.cell import KernelCell, Place
+
+if TYPE_CHECKING:
+    from exact_ntk.workers.crew import Crew
 
 
 class Cell(Protocol):
@@ -57,12 +61,16 @@ class Cell(Protocol):
 
 @dataclass(frozen=True)
 class Table:
-    """folder: of the run, where Gram stores, solved draws and training runs lie."""
+    """folder: of the run, where Gram stores, solved draws and training runs lie.
+
+    crew: workers on other machines than this, whose backends compute.
+    """
 
     config: Config
     images: OrderedImages
     device: torch.device
     folder: Path
+    crew: "Crew | None" = None
 
     @cached_property
     def shelf(self) -> Shelf:
@@ -75,6 +83,8 @@ class Table:
 
         Raises ConfigError where the one asked for cannot run.
         """
+        if self.crew:
+            return self.crew.ask(Backends())
         gram, (_, height, width) = self.config.gram, self.images.shape
         readouts = dict.fromkeys(c.readout for c in self.config.columns if isinstance(c, KernelColumn))
         try:

@@ -5,13 +5,12 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from exact_ntk.gram.plan import (
     plan_fills,
     shard_of,
 )
+from exact_ntk.gram.spread import Rate, SpreadFilling, TileBatch
 from exact_ntk.gram.store import (
     SELF,
     Array,
@@ -47,6 +47,9 @@ from exact_ntk.gram.store import (
 from exact_ntk.kernels import Pass, cntk_pass, require_memory, self_pass
 from exact_ntk.progress import duration, progress
 from exact_ntk.provenance import add_provenance
+
+if TYPE_CHECKING:
+    from exact_ntk.workers.crew import Crew
 
 # On a GPU: one thread writes 0.5 GB/s or so, less than vanilla tiles are made of.
 WRITERS = min(4, len(os.sched_getaffinity(0)))
@@ -167,10 +170,13 @@ def _parts(whole: slice, size: int) -> Iterator[slice]:
 
 
 class Filler:
-    """Fills the stores of one table: measures each source once, and says what it is about to do."""
+    """Fills the stores of one table: measures each source once, and says what it is about to do.
 
-    def __init__(self, shelf: Shelf, device: torch.device, side: int | str):
-        self.shelf, self.device, self.side = shelf, device, side
+    crew: the workers that compute, where this process does not.
+    """
+
+    def __init__(self, shelf: Shelf, device: torch.device, side: int | str, crew: "Crew | None" = None):
+        self.shelf, self.device, self.side, self.crew = shelf, device, side, crew
         self._rates: dict[tuple, float] = {}
         self._computers: dict[str, TileComputer] = {}
         self._said: set[str] = set()
@@ -202,8 +208,23 @@ class Filler:
             if share.tiles:
                 for array in share.fill.needed:
                     share.fill.store.add(array)
-                _Filling(share.fill, share.tiles, self._computer(share.fill.source), self.shelf).run()
+                self._run(share, requests)
         return sum(share.fill.files - share.files for share in mine if first is None)
+
+    def _run(self, share: Share, requests: Sequence[Request]) -> None:
+        total, title = share.pairs, f"Gram {'/'.join(share.fill.columns)}"
+        with progress(title, total, "pair") as bar:
+            if self.crew:
+                rate = self.rate(share.fill.source, requests)
+                self.crew.work(SpreadFilling(share.fill, share.tiles, rate, len(self.crew), bar))
+            else:
+                _Filling(share.fill, share.tiles, self._computer(share.fill.source), self.shelf, bar).run()
+
+    def fill_batch(self, batch: TileBatch, source: Source, tell: Callable[[int], None]) -> list[Tile]:
+        """Fill some tiles of a store that is there; returns those that other processes hold. tell: pairs done."""
+        gram, work = store.open(batch.store, source.fields), {tile: list(arrays) for tile, arrays in batch.work}
+        fill, shelf = Fill(source, gram, work, columns=list(batch.columns)), self.shelf
+        return _Filling(fill, list(work), self._computer(source), shelf, _Told(tell), waits=False).run()
 
     def plan(self, requests: Sequence[Request]) -> list[Fill]:
         """What `fill` would do. Makes nothing: a store that is not there yet can only be asked for its place."""
@@ -234,22 +255,31 @@ class Filler:
         return self._computers[name]
 
     def rate(self, source: Source, requests: Sequence[Request]) -> float:
-        """Pairs/s of a source, over every array that it may hold for some request."""
+        """Pairs/s of a source on one device, over every array that it may hold for some request."""
         asked = {array for r in requests if source in r.sources for array in r.arrays}
         arrays = sorted(array for array in asked if not is_self_kernel(array))
         ends = source.train_first, source.train_last
         key = (source.family, *ends, source.backend, source.dtype, source.images.shape, *arrays)
         if key not in self._rates:
-            self._require_memory(source, requests)
-            self._rates[key] = self._computer(source).pairs_per_second(arrays)
+            columns = tuple(dict.fromkeys(r.column for r in requests if source in r.sources))
+            question = Rate(fingerprint(source.fields), tuple(arrays), columns)
+            self._rates[key] = self.crew.ask(question) if self.crew else self.measure(source, arrays, columns)
         return self._rates[key]
 
-    def _require_memory(self, source: Source, requests: Sequence[Request]) -> None:
+    def seconds(self, share: Share, requests: Sequence[Request]) -> float:
+        """How long a share takes, all workers together."""
+        return share.seconds(self.rate(share.fill.source, requests)) / (len(self.crew) if self.crew else 1)
+
+    def measure(self, source: Source, arrays: Sequence[Array], columns: Sequence[str]) -> float:
+        """Pairs/s of one source here. Raises NtkError, naming the columns, where not even a pair fits in memory."""
+        self._require_memory(source, columns)
+        return self._computer(source).pairs_per_second(arrays)
+
+    def _require_memory(self, source: Source, columns: Sequence[str]) -> None:
         try:
             _, *size = source.images.shape
             require_memory(source.backend, self.device, source.family, DTYPES[source.dtype], *size)
         except MemoryError as error:
-            columns = dict.fromkeys(r.column for r in requests if source in r.sources)
             raise NtkError(f"{', '.join(columns)}: {error}") from error
 
     def _discard_damaged(self, requests: Sequence[Request]) -> list[Request]:
@@ -278,9 +308,9 @@ class Filler:
             f"{shape.side} x {shape.side} images stored in {shape.stored}, {len(tiles) - len(fill.work)} done"
         )
         if mine.tiles:
-            rate = self.rate(source, requests)
-            line += f"; {mine.pairs:,} pairs and {mine.files:,} files left, about {duration(mine.seconds(rate))} at "
-            line += f"{rate:.3g} pairs/s"
+            rate, seconds = self.rate(source, requests), self.seconds(mine, requests)
+            line += f"; {mine.pairs:,} pairs and {mine.files:,} files left, about {duration(seconds)} at "
+            line += f"{rate:.3g} pairs/s" + (f" on each of {len(self.crew)} workers" if self.crew else "")
         self._once(line)
         if mine.tiles and not any(fill.store.finished(array) for array in fill.needed):
             self._say_where_else(fill)
@@ -315,10 +345,22 @@ def _fields(path: Path) -> dict[str, Any] | None:
 
 
 class _Filling:
-    """Computes and writes the tiles of one store; writing overlaps computing, tiles that others hold come last."""
+    """Computes and writes the tiles of one store; writing overlaps computing, tiles that others hold come last.
 
-    def __init__(self, fill: Fill, tiles: Sequence[Tile], computer: TileComputer, shelf: Shelf):
+    bar: told the pairs as they are done.  waits: for tiles that other processes hold; else `run` returns them.
+    """
+
+    def __init__(
+        self,
+        fill: Fill,
+        tiles: Sequence[Tile],
+        computer: TileComputer,
+        shelf: Shelf,
+        bar: "tqdm | _Told",
+        waits: bool = True,
+    ):
         self.fill, self.tiles, self.computer, self.shelf = fill, tiles, computer, shelf
+        self.bar, self.waits, self.held = bar, waits, list[Tile]()
         self.start = self.since = time.perf_counter()
         self.finished = self.work = self.files = 0
         self.in_all = sum(len(fill.work[tile]) for tile in tiles)
@@ -330,15 +372,10 @@ class _Filling:
         """Whether tiles are computed while this process goes on."""
         return self.computer.device.type == "cuda"
 
-    @cached_property
-    def bar(self) -> tqdm:
-        total = sum(self.fill.store.shape.pairs(tile) for tile in self.tiles)
-        return progress(f"Gram {'/'.join(self.fill.columns)}", total, "pair")
-
-    def run(self) -> None:
+    def run(self) -> list[Tile]:
         """Fill, and record what was done every so often, so that a kill loses little of the record."""
         shape = self.fill.store.shape
-        with self.bar, ThreadPoolExecutor(WRITERS if self.on_gpu else 1) as self.pool:
+        with ThreadPoolExecutor(WRITERS if self.on_gpu else 1) as self.pool:
             try:
                 for tile, arrays, lock in self._claim():
                     item = _AtWork(tile, arrays, lock)
@@ -356,6 +393,7 @@ class _Filling:
                         last.callback(item.lock.release)
                     for item in reversed(self.writing):
                         last.callback(self._finish, item)
+        return self.held
 
     def _computed(self, tile: Tile, arrays: list[Array]) -> torch.Tensor:
         rows, columns = self.fill.store.shape.bounds(tile)
@@ -394,6 +432,9 @@ class _Filling:
                     lock.release()
                     self.bar.update(gram.shape.pairs(tile))
             left = busy
+            if left and not self.waits:
+                self.held = left
+                return
             if left:
                 self._hand_over(0)  # who waits for another process holds nothing that it may be waiting for
                 self._finish_writes(0)
@@ -432,6 +473,16 @@ class _Filling:
                 seconds=round(now - self.since, 2),
             )
         self.since, self.finished = now, 0
+
+
+class _Told:
+    """In place of a bar, where another process shows it."""
+
+    def __init__(self, tell: Callable[[int], None]):
+        self.update = tell
+
+    def set_postfix_str(self, text: str, refresh: bool) -> None:
+        pass
 
 
 class _Copy:

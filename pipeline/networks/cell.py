@@ -13,6 +13,7 @@ from exact_ntk.errors import ConfigError
 from exact_ntk.files import digest, fingerprint
 from exact_ntk.images import OrderedImages
 from exact_ntk.kept import keep_record, read_kept, set_damaged_aside
+from exact_ntk.locks import locked
 from exact_ntk.networks.lr import MOST_STEPS, DeadNetwork, largest_stable_lr
 from exact_ntk.networks.training import LOSS, Setting, TrainingData, build_network
 from exact_ntk.progress import progress
@@ -175,16 +176,20 @@ class NetworkCell:
     def largest_lr(self, device: torch.device) -> LargestRate:
         """The largest stable learning rate of the seed-0 network, computed once and kept, or why there is none."""
         path = self.largest_lr_path
-        if not path.exists():
-            setting, data = self.setting(1.0, 0), self.data(ALL, device)
-            lr_max, why = None, None
-            with progress(f"{self.name}/{self.depth} largest stable lr", MOST_STEPS, "step") as bar:
-                try:
-                    lr_max = largest_stable_lr(build_network(setting, data), data.x, bar.update)
-                except DeadNetwork as error:
-                    why = str(error)
-            keep_record(path, LargestRate(lr_max=lr_max, why=why, fields=self._largest_lr_fields()))
+        with locked(path.with_suffix(".lock"), remove=True):  # other runs of the cell wait for it
+            if not path.exists():
+                self._find_largest_lr(path, device)
         return read_kept(path, LargestRate)
+
+    def _find_largest_lr(self, path: Path, device: torch.device) -> None:
+        setting, data = self.setting(1.0, 0), self.data(ALL, device)
+        lr_max, why = None, None
+        with progress(f"{self.name}/{self.depth} largest stable lr", MOST_STEPS, "step") as bar:
+            try:
+                lr_max = largest_stable_lr(build_network(setting, data), data.x, bar.update)
+            except DeadNetwork as error:
+                why = str(error)
+        keep_record(path, LargestRate(lr_max=lr_max, why=why, fields=self._largest_lr_fields()))
 
     def record(self) -> tuple[NetworkRecord, dict[str, Any]] | None:
         """The cell's record and provenance, or None while runs are missing or every learning rate diverged."""

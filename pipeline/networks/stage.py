@@ -3,10 +3,10 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -18,9 +18,13 @@ from exact_ntk.kept import keep_record, remove
 from exact_ntk.locks import try_lock
 from exact_ntk.networks.cell import ALL, FIT, NetworkCell, RunKey
 from exact_ntk.networks.cost import largest_batch, measure_cost, measure_rate_search, training_flops
+from exact_ntk.networks.spread import Costs, SpreadTraining
 from exact_ntk.networks.training import Setting, TrainingData, TrainingRun, train
 from exact_ntk.progress import duration, progress
 from exact_ntk.records import LargestRate, RunRecord, TrainedRun
+
+if TYPE_CHECKING:
+    from exact_ntk.workers.crew import Crew
 
 SECONDS_BETWEEN_LOOKS = 0.5
 # The share of a device's memory that a run may take by formula: cuDNN's workspace comes on top.
@@ -31,12 +35,16 @@ log = logging.getLogger("ntk")
 
 @dataclass(frozen=True)
 class Only:
-    """Which runs to train: a column, one of its depths, a learning rate as in the config, a seed; None is all."""
+    """Which runs to train: a column, one of its depths, a learning rate as in the config, a seed; None is all.
+
+    shard: (k, n) takes the k-th of n shares, by what names a run alone.
+    """
 
     column: str | None = None
     depth: int | None = None
     lr: float | None = None
     seed: int | None = None
+    shard: tuple[int, int] = (1, 1)
 
     @classmethod
     def parse(cls, only: str | None, lr: float | None, seed: int | None, cells: Sequence[NetworkCell]) -> "Only":
@@ -54,24 +62,29 @@ class Only:
             raise ConfigError(f"--seed {seed}: seeds run from 0 to {max(c.seeds for c in columns.values()) - 1}")
         return cls(name or None, int(depth) if depth else None, lr, seed)
 
+    def of(self, cells: Sequence[NetworkCell]) -> list[NetworkCell]:
+        """The cells that have such runs."""
+        return [c for c in cells if self.column in (None, c.name) and self.depth in (None, c.depth)]
 
-def train_cells(cells: Sequence[NetworkCell], device: torch.device, only: Only | None = None) -> int:
+
+def train_cells(
+    cells: Sequence[NetworkCell], device: torch.device, only: Only | None = None, crew: "Crew | None" = None
+) -> int:
     """Train every run that is wanted and missing; returns how many were. A finished run is never trained again.
 
-    Says first what the runs cost. Any number of processes may share a folder on one host: a run that another one holds
-    is left to it, and waited for at the end.
+    Says first what the runs cost. crew: the workers that train, where this process does not. Any number of processes
+    may share a folder on one host: a run that another one holds is left to it, and waited for at the end.
     """
     only = only or Only()
-    chosen = [c for c in cells if only.column in (None, c.name) and only.depth in (None, c.depth)]
+    chosen = only.of(cells)
     for cell in chosen:
         cell.set_damaged_aside()
-    announce_cost(chosen, only, device)
-    trained = 0
-    while runs := [(cell, run) for cell in chosen for run in _missing(cell, only)]:
-        outcomes = [_train_run(cell, run, device) for cell, run in runs]
-        trained += outcomes.count(True)
-        if outcomes.count(None) == len(outcomes):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+    if crew:
+        trained = _spread(chosen, only, crew)
+    else:
+        for line in cost_lines(chosen, only, device):
+            log.info(line)
+        trained = _train(chosen, only, device)
     for cell in chosen:
         trouble = cell.trouble()
         if trouble:
@@ -79,8 +92,35 @@ def train_cells(cells: Sequence[NetworkCell], device: torch.device, only: Only |
     return trained
 
 
+def _spread(chosen: list[NetworkCell], only: Only, crew: "Crew") -> int:
+    epochs = sum(runs_left(cell, only) * cell.column.epochs_at(cell.depth) for cell in chosen)
+    if not epochs:
+        return 0
+    for line in crew.ask(Costs(only, len(crew))):
+        log.info(line)
+    with progress("train-cnn", epochs, "epoch") as bar:
+        work = SpreadTraining(chosen, lambda cell: _missing(cell, only), bar)
+        crew.work(work)
+    return work.trained
+
+
+def _train(chosen: list[NetworkCell], only: Only, device: torch.device) -> int:
+    trained = 0
+    while runs := [(cell, run) for cell in chosen for run in _missing(cell, only)]:
+        outcomes = [train_run(cell, run, device) for cell, run in runs]
+        trained += outcomes.count(True)
+        if outcomes.count(None) == len(outcomes):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    return trained
+
+
 def _missing(cell: NetworkCell, only: Only) -> list[RunKey]:
     """The runs to train next: those the cell wants, or those of its own that a filter names."""
+    k, n = only.shard
+    return [key for key in _named(cell, only) if int(fingerprint(cell.fields(key)), 16) % n == k - 1]
+
+
+def _named(cell: NetworkCell, only: Only) -> list[RunKey]:
     if only.lr is None and only.seed is None:
         return cell.wanted()
     rates = [lr for lr in cell.column.lr if only.lr in (None, lr)]
@@ -96,8 +136,8 @@ def runs_left(cell: NetworkCell, only: Only) -> int:
     return runs
 
 
-def announce_cost(chosen: list[NetworkCell], only: Only, device: torch.device) -> None:
-    """Say what each cell's missing runs cost: parameters, FLOPs, memory, and at most how long, from measured steps."""
+def cost_lines(chosen: list[NetworkCell], only: Only, device: torch.device, workers: int = 1) -> Iterator[str]:
+    """What each cell's missing runs cost: parameters, FLOPs, memory, and at most how long, from measured steps."""
     seconds = 0.0
     for cell in chosen:
         runs = runs_left(cell, only)
@@ -110,7 +150,7 @@ def announce_cost(chosen: list[NetworkCell], only: Only, device: torch.device) -
             search = measure_rate_search(setting, data) if cell.searches else 0.0
         at_most = search + runs * setting.epochs * cost.epoch_seconds(data)
         seconds += at_most
-        log.info(
+        yield (
             f"{cell.name}/{cell.depth}: {runs} run{'s' * (runs > 1)} of {len(data.x)} images and at most "
             f"{setting.epochs} epochs; {cost.parameters:,} parameters, {cost.flops:.2e} FLOP an image, "
             f"{1 / cost.train_seconds:.3g} images/s, memory about {cost.memory / 2**20:,.0f} MiB: "
@@ -118,7 +158,8 @@ def announce_cost(chosen: list[NetworkCell], only: Only, device: torch.device) -
             + (f", {duration(search)} of them to find the largest stable learning rate" if search else "")
         )
     if seconds:
-        log.info(f"train-cnn: at most about {duration(seconds)} in all, less where runs stop early")
+        shared = f" on {workers} workers" if workers > 1 else ""
+        yield f"train-cnn: at most about {duration(seconds / workers)} in all{shared}, less where runs stop early"
 
 
 @contextlib.contextmanager
@@ -141,8 +182,13 @@ def _saying_what_fits(cell: NetworkCell, setting: Setting, data: TrainingData, s
         ) from error
 
 
-def _train_run(cell: NetworkCell, key: RunKey, device: torch.device) -> bool | None:
-    """Train one run and write its record: True; False if it was finished meanwhile, None if another process has it."""
+def train_run(
+    cell: NetworkCell, key: RunKey, device: torch.device, tell: Callable[[int], None] | None = None
+) -> bool | None:
+    """Train one run and write its record: True; False if it was finished meanwhile, None if another process has it.
+
+    tell: epochs, where another process shows how far it is.
+    """
     path = cell.path(key)
     lock = try_lock(path.with_suffix(".lock"))
     if lock is None:
@@ -153,14 +199,16 @@ def _train_run(cell: NetworkCell, key: RunKey, device: torch.device) -> bool | N
             return False
         if lock.sure:
             remove_partials(path)
-        _train_and_record(cell, key, path, device)
+        _train_and_record(cell, key, path, device, tell)
     finally:
         # Once the record is written: whoever had this file open finds the record and trains nothing.
         lock.release(remove=path.exists())
     return True
 
 
-def _train_and_record(cell: NetworkCell, key: RunKey, path: Path, device: torch.device) -> None:
+def _train_and_record(
+    cell: NetworkCell, key: RunKey, path: Path, device: torch.device, tell: Callable[[int], None] | None
+) -> None:
     data, fields, checkpoint = cell.data(key.part, device), cell.fields(key), path.with_suffix(".pt")
     largest: LargestRate | None = None
     rate: float | None = key.lr
@@ -175,7 +223,9 @@ def _train_and_record(cell: NetworkCell, key: RunKey, path: Path, device: torch.
         run.diverged = largest.why
     else:
         with progress(label, setting.epochs, "epoch") as bar, _saying_what_fits(cell, setting, data):
-            run = train(setting, data, fields, checkpoint, lambda run: _show(bar, run))
+            run = train(setting, data, fields, checkpoint, lambda run: tell(1) if tell else _show(bar, run))
+        if tell:
+            tell(setting.epochs - run.epoch)  # those that it stops short of, or that a checkpoint brought
     if run.diverged is not None:
         log.warning(f"{label}: diverged in epoch {run.epoch + 1} ({run.diverged}): it ends here, averaged into nothing")
     record = TrainedRun(

@@ -91,7 +91,6 @@ def _sweep(cells: Sequence[KernelCell]) -> None:
             _remove_aside(path)
 
 
-
 def _remove_aside(path: Path) -> None:
     """Remove what a solve has kept beside a draw's record to go on from."""
     shutil.rmtree(path.with_suffix(".panels"), ignore_errors=True)

@@ -135,7 +135,7 @@ def test_tiles_in_flight_are_written_only_when_they_have_been_computed(config_pa
             shown.append(pairs)
 
     shown: list[int] = []
-    monkeypatch.setattr(filling._Filling, "bar", Bar())
+    monkeypatch.setattr(filling, "progress", lambda *_: Bar())
     monkeypatch.setattr(filling, "_Copy", Late)
     monkeypatch.setattr(filling.time, "sleep", some_time)
     table = table_of(config_path, tmp_path, *FEW)
