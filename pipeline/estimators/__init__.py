@@ -8,6 +8,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
 from exact_ntk.estimators.base import KernelMachine
+from exact_ntk.estimators.uncertainty import largest_probabilities
 from exact_ntk.regression.solve import targets
 
 __all__ = ["CNTKClassifier", "CNTKRegressor"]
@@ -23,14 +24,24 @@ PARAMETERS = """
         early_stopping: None, or the share of images to hold out: gradient flow on the others is stopped where it does
             best on these.
         train_first, train_last: whether an end layer is trained; None is both, for gap neither.
+<<<<<<< HEAD
         preprocess: "standard" (each channel minus its mean, by its deviation) or "none". uint8 counts in units of 255.
+=======
+        kappa: the nets' outputs are multiplied by it; their spread over initialisations is proportional to it.
+        normalise: "standard" (each channel minus its mean, by its deviation) or "none". uint8 counts in units of 255.
+>>>>>>> 848246e (How sure a prediction is: the variance of trained nets over initialisations, the Gaussian process's, predict_proba)
         image_shape: (H, W) or (H, W, C) of rows; without it a row of d numbers is one pixel of d channels.
         layout: "nhwc" or "nchw"; None is nhwc, and a shape that leaves doubt is refused.
         device: "cpu", "cuda", "cuda:1", ...; None is the first GPU where there is one.
         memory: how much a fit may take, such as "8GB"; None is 80 % of the device's.
 
     X is images N x H x W (x C), or rows N x d, as arrays or tensors. Fitted: X_fit_ (n, C, H, W) normalised images,
-    dual_coef_ (n, outputs), ridge_, stopping_time_ (None: to the end), mean_ and scale_ (C,), image_shape_ (H, W, C).
+    dual_coef_ (n, outputs), ridge_, stopping_time_ (None: to the end), mean_ and scale_ (C,), image_shape_ (H, W, C),
+    prior_variance_ (outputs,): by which the NNGP kernel is multiplied.
+
+    How sure a prediction is: of kernel "nngp" by the posterior of the Gaussian process whose noise is the ridge and
+    whose scale maximises the marginal likelihood; of others by the variance over initialisations of the trained nets
+    (Lee et al. 2019). The first such prediction after a fit takes as long as the fit; noise of targets is not in it.
 
     Raises ValueError for what cannot be meant, MemoryError for what does not fit.
     """
@@ -50,12 +61,17 @@ class CNTKClassifier(ClassifierMixin, KernelMachine):
         if len(self.classes_) < 2:
             raise ValueError(f"y holds only one class, {self.classes_[0]!r}: a classifier needs at least two")
         self._fit_images(X, targets(labels, len(self.classes_)).numpy(), labels)
+        self.prior_variance_ = np.full_like(self.prior_variance_, self.prior_variance_.mean())
         return self
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """The net's outputs (n, classes); of two classes the second minus the first, (n,)."""
-        outputs = self._outputs(X)
-        return outputs[:, 1] - outputs[:, 0] if len(self.classes_) == 2 else outputs
+    def outputs(self, X: Any) -> np.ndarray:
+        """The net's outputs, (n, classes)."""
+        return self._outputs(X)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """The probability that a class's output is the largest, (n, classes); `predict` takes the likeliest."""
+        outputs, deviations = self._outputs_and_deviations(X)
+        return largest_probabilities(outputs, np.sqrt(self.prior_variance_[0]) * deviations)
 
     def predict(self, X: Any) -> np.ndarray:
         """The class of the largest output, (n,)."""
@@ -80,9 +96,15 @@ class CNTKRegressor(RegressorMixin, KernelMachine):
         self._fit_images(X, sides - self.intercept_, None)
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
-        """(n,) or (n, targets), as y was."""
-        outputs = self._outputs(X) + self.intercept_
+    def predict(self, X: Any, return_std: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """(n,) or (n, targets), as y was; with `return_std` also the standard deviations, of the same shape."""
+        if not return_std:
+            return self._shaped(self._outputs(X) + self.intercept_)
+        outputs, deviations = self._outputs_and_deviations(X)
+        spread = deviations[:, None] * np.sqrt(self.prior_variance_)
+        return self._shaped(outputs + self.intercept_), self._shaped(spread)
+
+    def _shaped(self, outputs: np.ndarray) -> np.ndarray:
         return outputs[:, 0] if self.one_target_ else outputs
 
     def __sklearn_tags__(self) -> Any:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -19,6 +19,7 @@ from exact_ntk.data.arrays import Layout
 from exact_ntk.device import resolve_device
 from exact_ntk.errors import NtkError, StoreError
 from exact_ntk.estimators.images import as_array, as_images
+from exact_ntk.estimators.uncertainty import Posterior, by_cholesky, by_flow
 from exact_ntk.files import read_npz, write_npz
 from exact_ntk.kernels import cntk
 from exact_ntk.memory import default_memory, parse_bytes
@@ -28,8 +29,15 @@ from exact_ntk.regression.plan import DoesNotFit, plan_solve
 from exact_ntk.regression.ridge import EIGEN_MATRICES, leave_one_out
 from exact_ntk.regression.solve import LARGEST_RESIDUAL, kernel_regression
 
-FORMAT = 1
+FORMAT = 2
 BLOCK_IMAGES = 512
+<<<<<<< HEAD
+=======
+# Beside K: its eigenvectors and the decomposition's own two.
+EIGEN_MATRICES = 4
+# K or its factor, what the factorisation works on, and the NNGP kernel.
+POSTERIOR_MATRICES = 3
+>>>>>>> 848246e (How sure a prediction is: the variance of trained nets over initialisations, the Gaussian process's, predict_proba)
 SPLIT_SEED = 0
 
 
@@ -37,8 +45,9 @@ class KernelMachine(BaseEstimator):
     """Kernel regression on images with the kernels of infinitely wide CNNs; see CNTKClassifier and CNTKRegressor."""
 
     # Fitted attributes that are arrays, and those that are plain values.
-    _arrays: ClassVar[tuple[str, ...]] = ("X_fit_", "dual_coef_", "mean_", "scale_")
+    _arrays: ClassVar[tuple[str, ...]] = ("X_fit_", "dual_coef_", "prior_variance_", "mean_", "scale_")
     _values: ClassVar[tuple[str, ...]] = ("n_features_in_", "image_shape_", "pixels_", "ridge_", "stopping_time_")
+    _kept: "Kept"
 
     def __init__(
         self,
@@ -49,7 +58,12 @@ class KernelMachine(BaseEstimator):
         early_stopping: float | None = None,
         train_first: bool | None = None,
         train_last: bool | None = None,
+<<<<<<< HEAD
         preprocess: str = "standard",
+=======
+        kappa: float = 1.0,
+        normalise: str = "standard",
+>>>>>>> 848246e (How sure a prediction is: the variance of trained nets over initialisations, the Gaussian process's, predict_proba)
         image_shape: tuple[int, ...] | None = None,
         layout: Layout | None = None,
         device: str | None = None,
@@ -62,7 +76,12 @@ class KernelMachine(BaseEstimator):
         self.early_stopping = early_stopping
         self.train_first = train_first
         self.train_last = train_last
+<<<<<<< HEAD
         self.preprocess = preprocess
+=======
+        self.kappa = kappa
+        self.normalise = normalise
+>>>>>>> 848246e (How sure a prediction is: the variance of trained nets over initialisations, the Gaussian process's, predict_proba)
         self.image_shape = image_shape
         self.layout = layout
         self.device = device
@@ -112,6 +131,7 @@ class KernelMachine(BaseEstimator):
                 setattr(model, name, tuple(value) if isinstance(value, list) else value)
             if head["feature_names"]:
                 model.feature_names_in_ = np.array(head["feature_names"], dtype=object)
+            model._kept = Kept()
         except (KeyError, TypeError, ValueError) as error:
             raise wrong from error
         return model
@@ -131,8 +151,16 @@ class KernelMachine(BaseEstimator):
         x: as passed and validated.  targets: float64 (n, outputs).  early: (n,) labels that early stopping counts
         right or wrong, or None for the squared error.
         """
+<<<<<<< HEAD
         if self.preprocess not in ("standard", "none"):
             raise ValueError(f"preprocess must be 'standard' or 'none', not {self.preprocess!r}")
+=======
+        if self.normalise not in ("standard", "none"):
+            raise ValueError(f"normalise must be 'standard' or 'none', not {self.normalise!r}")
+        kappa: Any = self.kappa
+        if not (isinstance(kappa, Real) and 0 <= float(kappa) < np.inf):
+            raise ValueError(f"kappa must be a number of at least 0, not {kappa!r}")
+>>>>>>> 848246e (How sure a prediction is: the variance of trained nets over initialisations, the Gaussian process's, predict_proba)
         images = as_images(x, self.image_shape, self.layout)
         channels = images.shape[-1]
         self.mean_, self.scale_ = np.zeros(channels), np.ones(channels)
@@ -146,12 +174,16 @@ class KernelMachine(BaseEstimator):
         try:
             self.dual_coef_ = self._solved(targets, early).cpu().numpy()
         except NtkError as error:
-            kind = MemoryError if isinstance(error, DoesNotFit) else ValueError
-            raise kind(str(error)) from error
+            raise _as_usual(error) from error
+        self._kept = Kept()
+        self.prior_variance_ = np.full(targets.shape[1], float(kappa) ** 2)
+        if self._is_process():
+            # Where the marginal likelihood of N(0, scale A) is largest, in each output's closed form.
+            self.prior_variance_ = (targets * self.dual_coef_).sum(0) / len(targets)
 
     def _solved(self, targets: np.ndarray, early: np.ndarray | None) -> Tensor:
         device, n, outputs = self._device(), *targets.shape
-        budget = default_memory(device) if self.memory is None else parse_bytes(self.memory, "memory")
+        budget = self._budget()
         loo = self._ridge_is_chosen()
         # K is held beside what its solution takes.
         plan = replace(plan_solve(n, outputs, 8 * n * n, sys.maxsize), budget=budget)
@@ -179,9 +211,7 @@ class KernelMachine(BaseEstimator):
         n, self.ridge_ = len(k), float(self.ridge)
         if not (isinstance(holdout, Real) and 0 < holdout < 1):
             raise ValueError(f"early_stopping must be a share between 0 and 1, not {holdout!r}")
-        order = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(n)).to(k.device)
-        held_out = split(n, holdout)
-        held, fit = order[:held_out], order[held_out:]
+        held, fit = (torch.from_numpy(part).to(k.device) for part in held_out(n, holdout))
         k_fit = k[fit][:, fit]
         k_fit.diagonal().add_(self.ridge_ * k_fit.diagonal().mean())
         flow, k_held = GradientFlow(k_fit, y[fit], overwrite=True), k[held][:, fit]
@@ -207,19 +237,60 @@ class KernelMachine(BaseEstimator):
     def _device(self) -> torch.device:
         return resolve_device("auto" if self.device is None else str(self.device))
 
-    def _kernel(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
+    def _budget(self) -> int:
+        return default_memory(self._device()) if self.memory is None else parse_bytes(self.memory, "memory")
+
+    def _is_process(self) -> bool:
+        """Whether the model is a Gaussian process, rather than the mean of trained nets."""
+        return self.kernel == "nngp" and self.early_stopping is None
+
+    def _readouts(self) -> tuple[str, str]:
+        """Of the model's kernel and of the nets at initialisation, which may be the same."""
         if self.kernel not in ("ntk", "nngp"):
             raise ValueError(f"kernel must be 'ntk' or 'nngp', not {self.kernel!r}")
-        name = f"{self.readout}-nngp" if self.kernel == "nngp" else self.readout
+        prior = f"{self.readout}-nngp"
+        return self.readout if self.kernel == "ntk" else prior, prior
+
+    def _kernels(self, x1: Tensor, x2: Tensor | None, readouts: Sequence[str], diagonal: bool = False) -> Tensor:
+        """In one pass: (readouts, n1, n2), or the diagonals (readouts, n1)."""
         return cntk(
             x1,
             x2,
             depths=(self.depth,),
-            readouts=(name,),
+            readouts=tuple(dict.fromkeys(readouts)),
             train_first=self.train_first,
             train_last=self.train_last,
             device=self._device(),
-        )[0, 0]
+            diagonal=diagonal,
+        )[:, 0]
+
+    def _kernel(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
+        return self._kernels(x1, x2, self._readouts()[:1])[0]
+
+    def _posterior(self) -> Posterior:
+        """Computed anew after a fit, when first asked for: at the cost of another."""
+        if self._kept.posterior is None:
+            n = len(self.X_fit_)
+            need = 8 * n * n * (POSTERIOR_MATRICES if self.early_stopping is None else EIGEN_MATRICES + 1)
+            try:
+                budget = self._budget()
+                if need > budget:
+                    raise DoesNotFit(f"the variance given {n:,} images", need, budget)
+                self._kept.posterior = self._made_posterior()
+            except NtkError as error:
+                raise _as_usual(error) from error
+        return self._kept.posterior
+
+    def _made_posterior(self) -> Posterior:
+        kernels = self._kernels(torch.from_numpy(self.X_fit_), None, self._readouts())
+        if self.early_stopping is None:
+            prior = None if self._is_process() else kernels[-1]
+            return Posterior(by_cholesky(kernels[0], self.ridge_), prior)
+        fit = torch.from_numpy(held_out(len(self.X_fit_), self.early_stopping)[1]).to(kernels.device)
+        k_fit = kernels[0][fit][:, fit]
+        k_fit.diagonal().add_(self.ridge_ * k_fit.diagonal().mean())
+        time = np.inf if self.stopping_time_ is None else self.stopping_time_
+        return Posterior(by_flow(k_fit, fit, time), kernels[-1])
 
     def _new_images(self, X: Any) -> Tensor:
         """Images to predict, normalised as those that were fitted. Raises ValueError where they are not alike."""
@@ -234,10 +305,39 @@ class KernelMachine(BaseEstimator):
 
     def _outputs(self, X: Any) -> np.ndarray:
         """ker(x, X) alpha, float64 (n, outputs), some images at a time."""
-        return np.concatenate([(k @ alpha).cpu().numpy() for k, alpha in self._kernel_rows(X)])
-
-    def _kernel_rows(self, X: Any) -> Iterator[tuple[Tensor, Tensor]]:
         x, fitted = self._new_images(X), torch.from_numpy(self.X_fit_)
         alpha = torch.from_numpy(self.dual_coef_).to(self._device())
+        return np.concatenate([(self._kernel(part, fitted) @ alpha).cpu().numpy() for part in x.split(BLOCK_IMAGES)])
+
+    def _outputs_and_deviations(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        """ker(x, X) alpha (n, outputs), and the standard deviation of an output where that of the prior is 1, (n,)."""
+        x, fitted = self._new_images(X), torch.from_numpy(self.X_fit_)
+        posterior, readouts = self._posterior(), self._readouts()
+        alpha = torch.from_numpy(self.dual_coef_).to(self._device())
+        outputs, deviations = [], []
         for part in x.split(BLOCK_IMAGES):
-            yield self._kernel(part, fitted), alpha
+            kernels = self._kernels(part, fitted, readouts)
+            own = self._kernels(part, None, readouts[1:], diagonal=True)[0]
+            outputs.append((kernels[0] @ alpha).cpu().numpy())
+            deviations.append(posterior.variance(own, kernels[0], kernels[-1]).sqrt().cpu().numpy())
+        return np.concatenate(outputs), np.concatenate(deviations)
+
+
+class Kept:
+    """What a fitted model computes once, when first asked for; neither saved nor pickled."""
+
+    posterior: Posterior | None = None
+
+    def __getstate__(self) -> dict:
+        return {}
+
+
+def held_out(n: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Which of n images are held out for early stopping, and which are not."""
+    order = np.random.default_rng(SPLIT_SEED).permutation(n)
+    return order[: split(n, share)], order[split(n, share) :]
+
+
+def _as_usual(error: NtkError) -> Exception:
+    """As scikit-learn's users expect it."""
+    return (MemoryError if isinstance(error, DoesNotFit) else ValueError)(str(error))

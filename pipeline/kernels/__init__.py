@@ -1,6 +1,7 @@
 """Kernels of infinitely wide networks, as pure functions of images: no files, data sets or tables."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -257,8 +258,8 @@ def cntk(
         raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
     jobs = plan_passes(depths, readouts, first, last, padding)
     height, width = x1.shape[2:]
-    options = dict(padding=padding, gradient=gradient)
-    backends = [resolve_backend(backend, target, dtype, height, width, *job.readouts, **options) for job in jobs]
+    resolve = partial(resolve_backend, backend, target, dtype, height, width)
+    backends = [resolve(*job.readouts, padding=padding, gradient=gradient) for job in jobs]
     for job, resolved in zip(jobs, backends, strict=True):
         require_memory(resolved, target, job.family, dtype, height, width, gradient * (job.depths[-1] - 1))
         for name, x in (("x1", x1), ("x2", x2)):

@@ -89,7 +89,7 @@ class GradientFlow:
             raise ValueError(f"t must be 0 or larger, or infinity, not {t}")
         return torch.where(self.eigenvalues > 0, torch.exp(-self.eigenvalues * t), 1.0)
 
-    def _weights(self, t: float) -> Tensor:
+    def weights(self, t: float) -> Tensor:
         """(1 - exp(-lambda t)) / lambda of every eigenvalue (n,); 0 where lambda is 0."""
         positive = self.eigenvalues > 0
         divisor = torch.where(positive, self.eigenvalues, 1.0)
@@ -129,7 +129,7 @@ class GradientFlow:
     def coefficients(self, t: float, f0: Tensor | None = None) -> Tensor:
         """alpha of f_t(x) = f_0(x) + ker(x, X) alpha: the shape of y. f0: the initial function on the training set."""
         self._decay(t)
-        return self.eigenvectors @ (self._column(self._weights(t)) * self._residual(f0))
+        return self.eigenvectors @ (self._column(self.weights(t)) * self._residual(f0))
 
     def loss(self, t: float, f0: Tensor | None = None) -> float:
         """1/2 |u(t) - y|^2, summed over training inputs and outputs."""
@@ -191,7 +191,7 @@ class GradientFlow:
         # Into the eigenbasis once: a time then costs no product of n x n.
         projected, residual = k_held_out.to(self.y) @ self.eigenvectors, self._residual(f0)
         for t in grid:
-            yield projected @ (self._column(self._weights(t)) * residual)
+            yield projected @ (self._column(self.weights(t)) * residual)
 
 
 def _asymmetry(k: Tensor, first: int) -> float:

@@ -37,13 +37,13 @@ def test_outputs_are_the_kernel_regression():
     a = k[:50, :50] + 1e-3 * k[:50, :50].diagonal().mean() * torch.eye(50)
     targets = torch.eye(10, dtype=torch.float64)[torch.from_numpy(y[:50])] - 0.1
     expected = k[50:, :50] @ torch.linalg.solve(a, targets)
-    np.testing.assert_allclose(model.decision_function(SMALL[50:]), expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(model.outputs(SMALL[50:]), expected, rtol=0, atol=1e-9)
 
 
 def test_every_way_to_pass_images_gives_the_same():
     colour = np.random.default_rng(0).random((40, 6, 6, 3))
     first, y = np.moveaxis(colour, -1, 1), np.arange(40) % 2
-    expected = CNTKClassifier(device="cpu").fit(colour, y).decision_function(colour)
+    expected = CNTKClassifier(device="cpu").fit(colour, y).outputs(colour)
     for x, options in [
         (torch.from_numpy(colour), {}),
         (first, dict(layout="nchw")),
@@ -51,17 +51,15 @@ def test_every_way_to_pass_images_gives_the_same():
         (first.reshape(40, -1), dict(image_shape=(6, 6, 3), layout="nchw")),
     ]:
         model = CNTKClassifier(device="cpu", **options).fit(x, y)
-        assert np.array_equal(model.decision_function(x), expected)
-    assert expected.shape == (40,)
+        assert np.array_equal(model.outputs(x), expected)
+    assert expected.shape == (40, 2)
 
 
 def test_uint8_counts_in_units_of_255():
     pixels = (SMALL * 15).astype(np.uint8)
     as_bytes = CNTKClassifier(device="cpu").fit(pixels, SMALL_Y)
     as_floats = CNTKClassifier(device="cpu").fit(pixels / 255, SMALL_Y)
-    np.testing.assert_allclose(
-        as_bytes.decision_function(pixels), as_floats.decision_function(pixels / 255), atol=1e-12
-    )
+    np.testing.assert_allclose(as_bytes.outputs(pixels), as_floats.outputs(pixels / 255), atol=1e-12)
     with pytest.raises(ValueError, match="uint8 when fitted and is not now"):
         as_bytes.predict(pixels / 255)
 
@@ -115,11 +113,11 @@ def test_saved_and_loaded_without_pickle(labels, tmp_path):
     model.save(tmp_path / "model.npz")
     again = CNTKClassifier.load(tmp_path / "model.npz")
     assert again.get_params() == model.get_params()
-    assert np.array_equal(again.decision_function(SMALL), model.decision_function(SMALL))
+    assert np.array_equal(again.outputs(SMALL), model.outputs(SMALL))
     assert again.predict(SMALL[:2]).tolist() == model.predict(SMALL[:2]).tolist()
     assert again.ridge_ == model.ridge_
     unpickled = pickle.loads(pickle.dumps(model))
-    assert np.array_equal(unpickled.decision_function(SMALL), model.decision_function(SMALL))
+    assert np.array_equal(unpickled.outputs(SMALL), model.outputs(SMALL))
     with pytest.raises(StoreError, match=r"model.npz is no CNTKRegressor"):
         CNTKRegressor.load(tmp_path / "model.npz")
 
