@@ -16,6 +16,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from exact_ntk.progress import hide_progress
+
 log = logging.getLogger("ntk")
 STAGES = "run|download|compute-gram|solve|train-cnn|report|status|plan"
 NO_RUNS, WITH_RESULTS, WITH_MEMORY = ("download",), ("run", "report"), ("run", "solve", "plan")
@@ -67,8 +69,15 @@ class _Console(logging.Handler):
 def show_log() -> None:
     """Print what the pipeline has to say; stdout is kept for results."""
     log.setLevel(logging.INFO)
+    hide_progress(False)
     if not any(isinstance(handler, _Console) for handler in log.handlers):
         log.addHandler(_Console())
+
+
+def be_quiet() -> None:
+    """From here on no more than warnings and errors, and no progress."""
+    log.setLevel(logging.WARNING)
+    hide_progress()
 
 
 # In place of signs that the stream's encoding lacks: those of the tables, apart from one another.

@@ -109,6 +109,19 @@ WorkerCores = Annotated[
     int, typer.Option("--worker-cores", min=1, help="Cores of each worker of a cluster without GPUs.")
 ]
 CORES = 4
+
+
+def _be_quiet(asked: bool) -> None:
+    if asked:
+        from exact_ntk.cli.console import be_quiet
+
+        be_quiet()
+
+
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=_be_quiet, help="Only results, warnings and errors: no progress.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print what is found as JSON, on stdout alone.")]
 RUNS, RESULTS = Path("runs"), Path("results")
 
 
@@ -136,13 +149,14 @@ def run(
     results: Results = RESULTS,
     device: Device = "auto",
     memory: Memory = None,
+    quiet: Quiet = False,
 ) -> None:
     """Run every stage in order, skipping what is done: download, compute-gram, solve, train-cnn, report."""
     _stages().begin(config, overrides, runs, results, device, memory=memory).run()
 
 
 @app.command()
-def download(config: ConfigName = "digits", overrides: Overrides = None) -> None:
+def download(config: ConfigName = "digits", overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Fetch the config's data set and verify its checksums."""
     _stages().begin(config, overrides, RUNS, RESULTS, "cpu").download()
 
@@ -161,6 +175,7 @@ def compute_gram(
     every: Annotated[bool, typer.Option("--all", help="Also what only draws already solved read.")] = False,
     cluster: Cluster = None,
     worker_cores: WorkerCores = CORES,
+    quiet: Quiet = False,
 ) -> None:
     """Compute the Gram matrices that the config's kernel columns need, tile by tile.
 
@@ -178,6 +193,7 @@ def solve(
     runs: Runs = RUNS,
     device: Device = "auto",
     memory: Memory = None,
+    quiet: Quiet = False,
 ) -> None:
     """Kernel regression in float64 for every cell of the kernel columns; predictions are saved.
 
@@ -200,6 +216,7 @@ def train_cnn(
     shard: Annotated[str, typer.Option(metavar="K/N", help="Train the K-th of N shares of the runs.")] = "1/1",
     cluster: Cluster = None,
     worker_cores: WorkerCores = CORES,
+    quiet: Quiet = False,
 ) -> None:
     """Train the finite networks: learning rates x seeds x depths, each run once, each with a checkpoint.
 
@@ -216,9 +233,11 @@ def report(
     runs: Runs = RUNS,
     results: Results = RESULTS,
     device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write results.json, the table, the figures and report.html; missing cells say what would fill them."""
-    _stages().begin(config, overrides, runs, results, device).report()
+    _stages().begin(config, overrides, runs, results, device).report(as_json)
 
 
 @app.command()
@@ -244,9 +263,11 @@ def status(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every finished tile, record and checkpoint and check its checksum.")
     ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """What is done, missing or damaged, and the time left. Exits with status 3 while anything is missing."""
-    _stages().begin(config, overrides, runs, RESULTS, device, quiet=True).status(verify)
+    _stages().begin(config, overrides, runs, RESULTS, device, quiet=True).status(verify, as_json)
 
 
 @app.command()
@@ -256,12 +277,14 @@ def plan(
     runs: Runs = RUNS,
     device: Device = "auto",
     memory: Memory = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """What is still to compute, column by column: work, time at rates measured here, files, disk and memory.
 
     Says what does not fit and what would make it fit. Computes and writes nothing.
     """
-    _stages().begin(config, overrides, runs, RESULTS, device, quiet=True, memory=memory).plan()
+    _stages().begin(config, overrides, runs, RESULTS, device, quiet=True, memory=memory).plan(as_json)
 
 
 @app.command()
@@ -286,12 +309,14 @@ def bench(
     results: Results = RESULTS,
     device: Device = "auto",
     seconds: Annotated[float, typer.Option(min=0.01, help="About half of what each figure may take.")] = 2.0,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure every kernel backend here: entry-layers/s, the share of the machine's limit, the full table's time.
 
     V and GAP, 8 x 8 and 32 x 32 images, depths 3 and 21; about two minutes. Writes results/bench/DEVICE.json.
     """
-    _stages().measure_speed(results, device, seconds)
+    _stages().measure_speed(results, device, seconds, as_json)
 
 
 def _out_of_memory(error: Exception) -> str | None:

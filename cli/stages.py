@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from exact_ntk.cli.console import pasteable, remember
+from exact_ntk.cli.console import remember
+from exact_ntk.cli.show import show
 from exact_ntk.data import fetch
 from exact_ntk.device import keep_to_cores, resolve_device, resolve_devices
 from exact_ntk.draws import load_images
@@ -24,6 +25,7 @@ from exact_ntk.workspace import Workspace, open_workspace
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from exact_ntk.forecast import Forecast
     from exact_ntk.gram.fill import Filler
     from exact_ntk.records import Results
     from exact_ntk.table import Table
@@ -128,7 +130,7 @@ class Session:
         self.workspace.save_config()
         for cell in self.table.cells:
             cell.set_damaged_aside()
-        for line in self._forecast():
+        for line in self._forecast().lines(self.workspace.run):
             log.info(line)
         failed: NtkError | None = None
         for name in dict.fromkeys(cell.name for cell in self.table.kernel_cells):
@@ -149,16 +151,16 @@ class Session:
         if failed:
             raise failed
 
-    def plan(self) -> None:
+    def plan(self, as_json: bool = False) -> None:
         """What is still to compute and what that takes here; writes nothing."""
         with self._with_crew():
-            for line in self._forecast():
-                print(pasteable(line))
+            found, folder = self._forecast(), self.workspace.run
+            show("\n".join(found.lines(folder)), [found.grid()], found.totals(folder), found.value(folder), as_json)
 
-    def _forecast(self) -> list[str]:
+    def _forecast(self) -> "Forecast":
         from exact_ntk.forecast import forecast
 
-        return forecast(self.table, lambda: self.filler, self.memory).lines(self.workspace.run)
+        return forecast(self.table, lambda: self.filler, self.memory)
 
     def download(self) -> None:
         """The data set."""
@@ -227,12 +229,12 @@ class Session:
             + (f"{left} are left to the others" if left else "the others were done")
         )
 
-    def report(self) -> None:
+    def report(self, as_json: bool = False) -> None:
         """The table and everything around it. Raises NtkError where cells failed, Incomplete where some are missing."""
-        from exact_ntk.report.tables import text_table
+        from exact_ntk.report.tables import grid, notes, text_table
 
         results = self._report()
-        print(pasteable(text_table(results)))
+        show(text_table(results), [grid(results)], notes(results), results.json_value(), as_json)
         files = "results.json, provenance.json, table.md, table.csv, report.html and figures"
         log.info(f"wrote {self.workspace.results}/: {files}")
         name, failed = self.workspace.config.name, sum(cell.failed for cell in results.missing)
@@ -249,43 +251,27 @@ class Session:
         write_report(collected, work.yaml, work.results)
         return collected.results
 
-    def status(self, verify: bool) -> None:
+    def status(self, verify: bool, as_json: bool = False) -> None:
         """Stores and cells, done and missing; verify: read every finished tile, record, checkpoint and panel.
 
         Raises Incomplete where some are missing or damaged, NtkError where all that is not done has failed.
         """
-        from exact_ntk.provenance import time_left
+        from exact_ntk.cli import state
         from exact_ntk.report.collect import collect
 
-        table, damaged = self.table, 0
-        table.shelf.read_only = True
-        for state in table.shelf.states(table.requests(every=verify)):
-            bad = state.store.damaged(state.finished) if verify and state.store else []
-            damaged += len(bad)
-            pace = state.store and time_left(self.workspace.run, state.store.path.name, state.left)
-            print(
-                pasteable(
-                    f"Gram {'/'.join(state.columns)}: "
-                    + (f"{state.done} of {state.needed} tiles done" if state.store else "nothing computed yet")
-                    + (f", {len(bad)} damaged (mend with `ntk compute-gram --repair`): {bad[:5]}" if bad else "")
-                    + (f", about {pace} left" if state.left and pace else "")
-                )
-            )
+        stores = state.stores(self.table, self.workspace.run, verify)
         files = self._damaged_files() if verify else []
-        for path in files:
-            print(f"damaged: {path}")
-        if files:
+        found = None if files else collect(self.table).results  # which reads them
+        text, grids = state.as_text(stores, files, found), state.as_grids(stores, files, found)
+        show(text, grids, [state.counted(found)] if found else [], state.as_value(stores, files, found), as_json)
+        if found is None:
             raise Incomplete(f"{len(files)} files are damaged: `ntk run` sets them aside and makes them again")
-        found = collect(table).results
-        failed = sum(cell.failed for cell in found.missing)
-        missing = len(found.missing) - failed
-        print(f"cells: {len(found.records)} done, {missing} missing" + (f", {failed} failed" if failed else ""))
-        for cell in found.missing:
-            print(pasteable(f"  {cell.column} at depth {cell.depth}: {'failed: ' * cell.failed}{cell.needs}"))
-        if failed and not (damaged or missing):
-            raise NtkError(f"{failed} cells of {self.workspace.config.name} failed, the others are done")
-        if damaged or missing:
-            raise Incomplete(f"{self.workspace.config.name} is not finished: `ntk run` goes on where it stopped")
+        failed, name = sum(cell.failed for cell in found.missing), self.workspace.config.name
+        unfinished = len(found.missing) > failed or any(store.damaged for store in stores)
+        if failed and not unfinished:
+            raise NtkError(f"{failed} cells of {name} failed, the others are done")
+        if unfinished:
+            raise Incomplete(f"{name} is not finished: `ntk run` goes on where it stopped")
 
     def _damaged_files(self) -> list[Path]:
         from exact_ntk.kept import damaged
@@ -295,15 +281,15 @@ class Session:
         return [*damaged(solved), *damaged_panels(solved), *damaged(networks)]
 
 
-def measure_speed(results: Path, device: str, seconds: float) -> None:
+def measure_speed(results: Path, device: str, seconds: float, as_json: bool = False) -> None:
     """The speed of every backend on a device."""
-    from exact_ntk.bench import format_bench, run_bench
+    from exact_ntk.bench import about, format_bench, rates_grid, run_bench
 
     chosen = resolve_device(device)
     keep_to_cores()
     require_writable(results / "bench")
     found = run_bench(chosen, seconds)
-    print(format_bench(found))
+    show(format_bench(found), [rates_grid(found)], about(found), found, as_json)
     name = re.sub(r"[^a-z0-9]+", "-", found["machine"]["device"].lower()).strip("-")
     path = results / "bench" / f"{name}.json"
     write_json(path, found)

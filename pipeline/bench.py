@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from exact_ntk.device import describe
+from exact_ntk.grids import Grid, aligned
 from exact_ntk.kernels import Pass, cntk_pass, reference, resolve_backend
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu as fused_gpu
@@ -126,6 +127,11 @@ def _record(
 
 def format_bench(bench: dict[str, Any]) -> str:
     """The dict of `run_bench` as lines of text."""
+    return "\n".join([*about(bench), aligned(*rates_grid(bench))])
+
+
+def about(bench: dict[str, Any]) -> list[str]:
+    """The machine, and its limit where fused kernels run."""
     machine, limit = bench["machine"], bench["limit"]
     lines = [f"{machine['device']}, {machine['threads']} threads, torch {machine['versions'].get('torch')}"]
     if limit:
@@ -134,15 +140,21 @@ def format_bench(bench: dict[str, Any]) -> str:
             f"{limit['multiply_adds_per_entry_layer']:.3g} an entry-layer: "
             f"{limit['entry_layers_per_second']:.3g} entry-layers/s"
         )
-    lines.append(
-        f"{'backend':16}{'readout':9}{'image':>9}{'depth':>7}{'entry-layers/s':>16}{'of limit':>10}{'CIFAR-10':>12}"
-    )
-    for rate in bench["rates"]:
-        share = "-" if rate["share_of_limit"] is None else f"{rate['share_of_limit']:.1%}"
-        hours = "-" if rate["full_table_hours"] is None else f"{rate['full_table_hours']:.3g} h"
-        image = "{1}x{2}x{0}".format(*rate["image"])
-        lines.append(
-            f"{rate['backend']:16}{rate['readout']:9}{image:>9}{rate['depth']:>7}"
-            f"{rate['entry_layers_per_second']:>16.3g}{share:>10}{hours:>12}"
-        )
-    return "\n".join(lines)
+    return lines
+
+
+def rates_grid(bench: dict[str, Any]) -> Grid:
+    """Header and rows: a row a rate."""
+    rows = [
+        [
+            rate["backend"],
+            rate["readout"],
+            "{1}x{2}x{0}".format(*rate["image"]),
+            str(rate["depth"]),
+            f"{rate['entry_layers_per_second']:.3g}",
+            "-" if rate["share_of_limit"] is None else f"{rate['share_of_limit']:.1%}",
+            "-" if rate["full_table_hours"] is None else f"{rate['full_table_hours']:.3g} h",
+        ]
+        for rate in bench["rates"]
+    ]
+    return ["backend", "readout", "image", "depth", "entry-layers/s", "of limit", "CIFAR-10"], rows

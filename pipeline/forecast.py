@@ -1,9 +1,9 @@
 """What a table still takes here, before anything of it is computed: work, time, disk and memory, column by column."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,6 +12,7 @@ from exact_ntk.errors import NtkError
 from exact_ntk.gram.fill import Filler
 from exact_ntk.gram.plan import Fill, Request, Share, shares
 from exact_ntk.gram.store import free_space
+from exact_ntk.grids import Grid
 from exact_ntk.memory import gigabytes, installed_memory
 from exact_ntk.networks import lr
 from exact_ntk.networks.cell import ALL, NetworkCell
@@ -77,6 +78,10 @@ class Forecast:
 
     def lines(self, folder: Path) -> list[str]:
         """A line a part, the totals, and what does not fit; folder: of the run."""
+        return [*(f"{part.column}: {part.words}" for part in self.parts), *self.totals(folder)]
+
+    def totals(self, folder: Path) -> list[str]:
+        """What all parts take together, and what does not fit."""
         if not self.parts:
             return ["nothing is left to compute"]
         free, _ = free_space(folder)
@@ -84,8 +89,25 @@ class Forecast:
             f"in all about {duration(self.seconds)}, {self.files:,} files and {gigabytes(self.disk)} on disk, "
             f"{gigabytes(free)} free"
         )
+        return [total, *self.lacks(folder)]
+
+    def lacks(self, folder: Path) -> list[str]:
+        """What does not fit, and what would make it fit."""
         lacks = [f"does not fit: {part.column}: {why}" for part in self.parts for why in part.lacks]
-        return [*(f"{part.column}: {part.words}" for part in self.parts), total, *lacks, *self._disk_lacks(folder)]
+        return [*lacks, *self._disk_lacks(folder)]
+
+    def grid(self) -> Grid:
+        """A table of the parts: header and rows."""
+        rows = [
+            [p.column, duration(p.seconds) if p.seconds else "", f"{p.files:,}" if p.files else "", p.words]
+            for p in self.parts
+        ]
+        return ["column", "time", "files", "what"], rows
+
+    def value(self, folder: Path) -> dict[str, Any]:
+        """All of it for JSON: seconds and bytes."""
+        total = {"seconds": self.seconds, "files": self.files, "disk": self.disk}
+        return {"parts": [asdict(part) for part in self.parts], **total, "lacks": self.lacks(folder)}
 
     def _disk_lacks(self, folder: Path) -> Iterator[str]:
         free, inodes = free_space(folder)

@@ -7,13 +7,13 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 20.0
-_shown = True
+_hidden = False
 
 
-def show_no_progress() -> None:
-    """For a process that tells another how far it is, which shows it."""
-    global _shown
-    _shown = False
+def hide_progress(hidden: bool = True) -> None:
+    """Whether progress is shown from here on."""
+    global _hidden
+    _hidden = hidden
 
 
 class _Lines:
@@ -38,7 +38,7 @@ def duration(seconds: float) -> str:
 
 def progress(description: str, total: int, unit: str, **options: Any) -> tqdm:
     """A tqdm bar on stderr; use as a context manager and call `update`."""
-    options = options if _shown else {**options, "disable": True}
+    options["disable"] = _hidden or options.get("disable", False)
     if sys.stderr.isatty():
         return tqdm(desc=description, total=total, unit=unit, dynamic_ncols=True, unit_scale=True, **options)
     return tqdm(

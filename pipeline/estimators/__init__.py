@@ -24,12 +24,8 @@ PARAMETERS = """
         early_stopping: None, or the share of images to hold out: gradient flow on the others is stopped where it does
             best on these.
         train_first, train_last: whether an end layer is trained; None is both, for gap neither.
-<<<<<<< HEAD
-        preprocess: "standard" (each channel minus its mean, by its deviation) or "none". uint8 counts in units of 255.
-=======
         kappa: the nets' outputs are multiplied by it; their spread over initialisations is proportional to it.
-        normalise: "standard" (each channel minus its mean, by its deviation) or "none". uint8 counts in units of 255.
->>>>>>> 848246e (How sure a prediction is: the variance of trained nets over initialisations, the Gaussian process's, predict_proba)
+        preprocess: "standard" (each channel minus its mean, by its deviation) or "none". uint8 counts in units of 255.
         image_shape: (H, W) or (H, W, C) of rows; without it a row of d numbers is one pixel of d channels.
         layout: "nhwc" or "nchw"; None is nhwc, and a shape that leaves doubt is refused.
         device: "cpu", "cuda", "cuda:1", ...; None is the first GPU where there is one.

@@ -31,13 +31,8 @@ from exact_ntk.regression.solve import LARGEST_RESIDUAL, kernel_regression
 
 FORMAT = 2
 BLOCK_IMAGES = 512
-<<<<<<< HEAD
-=======
-# Beside K: its eigenvectors and the decomposition's own two.
-EIGEN_MATRICES = 4
 # K or its factor, what the factorisation works on, and the NNGP kernel.
 POSTERIOR_MATRICES = 3
->>>>>>> 848246e (How sure a prediction is: the variance of trained nets over initialisations, the Gaussian process's, predict_proba)
 SPLIT_SEED = 0
 
 
@@ -58,12 +53,8 @@ class KernelMachine(BaseEstimator):
         early_stopping: float | None = None,
         train_first: bool | None = None,
         train_last: bool | None = None,
-<<<<<<< HEAD
-        preprocess: str = "standard",
-=======
         kappa: float = 1.0,
-        normalise: str = "standard",
->>>>>>> 848246e (How sure a prediction is: the variance of trained nets over initialisations, the Gaussian process's, predict_proba)
+        preprocess: str = "standard",
         image_shape: tuple[int, ...] | None = None,
         layout: Layout | None = None,
         device: str | None = None,
@@ -76,12 +67,8 @@ class KernelMachine(BaseEstimator):
         self.early_stopping = early_stopping
         self.train_first = train_first
         self.train_last = train_last
-<<<<<<< HEAD
-        self.preprocess = preprocess
-=======
         self.kappa = kappa
-        self.normalise = normalise
->>>>>>> 848246e (How sure a prediction is: the variance of trained nets over initialisations, the Gaussian process's, predict_proba)
+        self.preprocess = preprocess
         self.image_shape = image_shape
         self.layout = layout
         self.device = device
@@ -151,16 +138,11 @@ class KernelMachine(BaseEstimator):
         x: as passed and validated.  targets: float64 (n, outputs).  early: (n,) labels that early stopping counts
         right or wrong, or None for the squared error.
         """
-<<<<<<< HEAD
         if self.preprocess not in ("standard", "none"):
             raise ValueError(f"preprocess must be 'standard' or 'none', not {self.preprocess!r}")
-=======
-        if self.normalise not in ("standard", "none"):
-            raise ValueError(f"normalise must be 'standard' or 'none', not {self.normalise!r}")
         kappa: Any = self.kappa
         if not (isinstance(kappa, Real) and 0 <= float(kappa) < np.inf):
             raise ValueError(f"kappa must be a number of at least 0, not {kappa!r}")
->>>>>>> 848246e (How sure a prediction is: the variance of trained nets over initialisations, the Gaussian process's, predict_proba)
         images = as_images(x, self.image_shape, self.layout)
         channels = images.shape[-1]
         self.mean_, self.scale_ = np.zeros(channels), np.ones(channels)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from exact_ntk.errors import ConfigError
+from exact_ntk.grids import aligned
 from exact_ntk.records import Results, read_record
 from exact_ntk.report.figures import unpaired_error
-from exact_ntk.report.tables import aligned, spread
+from exact_ntk.report.tables import spread
 
 ABSENT = "(absent)"
 

@@ -2,7 +2,9 @@
 
 import csv
 import io
+from collections.abc import Sequence
 
+from exact_ntk.grids import Grid, aligned
 from exact_ntk.records import CellRecord, EarlyStoppedCell, KernelRecord, NetworkRecord, Results
 
 INDEFINITE = "†"
@@ -50,7 +52,7 @@ def spread(record: CellRecord) -> str:
     return f"{record.accuracy:.2f} ± {record.standard_error:.2f}{marks(record)}"
 
 
-def grid(results: Results) -> tuple[list[str], list[list[str]]]:
+def grid(results: Results) -> Grid:
     """Header and rows of the table: a row a depth, a cell "accuracy ± error (paper's value)"."""
     header = ["depth", *(c.name for c in results.columns)]
     failed = {(cell.column, cell.depth) for cell in results.missing if cell.failed}
@@ -226,17 +228,6 @@ def text_table(results: Results) -> str:
     return "\n".join([aligned(*grid(results)), "", *notes(results)])
 
 
-def aligned(header: list[str], rows: list[list[str]]) -> str:
-    """Header, rule and rows in columns, for a terminal."""
-    widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
-
-    def line(row: list[str]) -> str:
-        return "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(header), rule, *map(line, rows)])
-
-
 def csv_table(results: Results) -> str:
     """table.csv: a line a cell."""
     published = {(c.name, d): c.paper_value(d) for c in results.columns for d in c.depths}
@@ -262,7 +253,7 @@ LATEX = {
 def latex_table(results: Results) -> str:
     """table.tex: a tabular to \\input, with booktabs' rules, and the notes below it."""
 
-    def line(cells: list[str]) -> str:
+    def line(cells: Sequence[str]) -> str:
         return " & ".join(_in_latex(cell) for cell in cells) + r" \\"
 
     header, rows = grid(results)

@@ -11,7 +11,7 @@ from exact_ntk.draws import load_images
 from exact_ntk.files import fingerprint
 from exact_ntk.gram.fill import Filler
 from exact_ntk.gram.plan import Source
-from exact_ntk.progress import show_no_progress
+from exact_ntk.progress import hide_progress
 from exact_ntk.table import Table
 
 
@@ -19,7 +19,7 @@ class Worker:
     """folder: of the run.  threads: how many it may compute on, unless OMP_NUM_THREADS says so."""
 
     def __init__(self, config: Config, folder: Path, device: torch.device, threads: int):
-        show_no_progress()
+        hide_progress()
         keep_to_cores()
         if not os.environ.get("OMP_NUM_THREADS"):
             torch.set_num_threads(max(1, min(threads, torch.get_num_threads())))
