@@ -28,6 +28,7 @@ from exact_ntk.regression.panels import PanelFiles
 from exact_ntk.regression.plan import DoesNotFit, SolvePlan, plan_solve
 from exact_ntk.regression.ridge import ChoicePlan, Errors, choose_ridge, plan_choice
 from exact_ntk.regression.solve import accuracy, kernel_regression, targets
+from exact_ntk.regression.spectrum import NoSpectrum, spectrum
 
 HEAT_MAP_IMAGES = 64
 # Suffix of the file with the errors of the ridges tried so far, beside the record to come.
@@ -164,6 +165,7 @@ class Solver:
         except NtkError as error:
             raise NtkError(f"column {cell.name}, depth {cell.depth}: {error}{self._would_do(error)}") from error
         heat_map, heat_map_label = _heat_map(k_train, images.y[d.train])
+        more, without = ({}, None) if k else self._spectrum(cell, d, (k_train, k_test), record, unit, plan)
         keep_npz(
             path.with_suffix(".npz"),
             alpha=alpha,
@@ -175,6 +177,7 @@ class Solver:
             label=images.y[d.test],
             heat_map=heat_map,
             heat_map_label=heat_map_label,
+            **more,
         )
         solved = SolvedDraw(
             record=record,
@@ -187,11 +190,30 @@ class Solver:
                 "factor": "in memory" if plan.in_memory else f"in files, by {len(plan.groups)} groups",
                 "memory_bytes": self.memory,
                 "peak_resident_bytes": peak_resident(),
+                **({"no_spectrum": without} if without else {}),
             },
             fields=cell.fields(k, source),
         )
         keep_record(path, solved)
         _remove_aside(path)
+
+    def _spectrum(
+        self,
+        cell: KernelCell,
+        d: Draw,
+        kernels: tuple[Matrix, Matrix],
+        record: DrawRecord,
+        unit: float,
+        plan: SolvePlan,
+    ) -> tuple[dict[str, np.ndarray], str | None]:
+        """Arrays for the report, or why there are none. Of a column's first draw alone: they take long and tell little
+        apart."""
+        y = targets(cell.images.y[d.train], len(cell.images.classes)).to(self.device)
+        ridge = record.ridge.ridge if record.ridge else cast(float, cell.column.ridge)
+        try:
+            return spectrum(*kernels, ridge * unit, y, cell.images.y[d.test], plan), None
+        except NoSpectrum as error:
+            return {}, str(error)
 
     def _chosen_ridge(self, cell: KernelCell, d: Draw, k_train: Matrix, path: Path) -> RidgeCurve | None:
         """The draw's own ridge, where the column has it chosen; says once a column how."""

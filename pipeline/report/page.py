@@ -16,6 +16,7 @@ from exact_ntk.report.classes import MOST_CLASSES, ByClass, by_class
 from exact_ntk.report.collect import Collected
 from exact_ntk.report.drawing import Drawing
 from exact_ntk.report.found import found, in_errors
+from exact_ntk.report.spectra import without_spectrum
 from exact_ntk.report.tables import FAILED, MISSING, csv_table, depths, notes, spread
 
 STYLE = """
@@ -58,6 +59,7 @@ def page(collected: Collected, drawings: Sequence[Drawing], config_yaml: str) ->
         f'<p class="links">{_link("table.csv", csv_table(results))}</p>',
         _items(notes(results)[1:]),
         *map(_figure, drawings),
+        _items(without_spectrum(collected)),
         _classes(classes, collected.classes),
         _heat_maps(collected),
         _cost(results, collected.provenance),
@@ -81,7 +83,8 @@ def _link(name: str, content: str, kind: str = "text/csv") -> str:
 
 
 def _items(lines: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{_text(line)}</li>' for line in lines)}</ul>"
+    items = "".join(f"<li>{_text(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], label: str, kind: str = "") -> str:

@@ -10,6 +10,7 @@ from exact_ntk.report.collect import Collected
 from exact_ntk.report.drawing import standalone
 from exact_ntk.report.figures import drawings
 from exact_ntk.report.page import page
+from exact_ntk.report.spectra import kept_drawings
 from exact_ntk.report.tables import csv_table, latex_table, markdown_table
 
 # What of a column does not change what its cells are.
@@ -59,7 +60,7 @@ def write_report(collected: Collected, config_yaml: str, folder: Path) -> None:
     results = collected.results
     with locked(folder.parent / f".{folder.name}.lock", remove=True):
         _refuse_to_lose(results, folder)
-        made = drawings(results)
+        made = [*drawings(results), *kept_drawings(collected)]
         write_json(folder / "results.json", results.json_value())
         write_json(folder / "provenance.json", collected.provenance)
         write_text(folder / "config.yaml", config_yaml)
