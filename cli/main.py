@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -238,6 +238,51 @@ def report(
 ) -> None:
     """Write results.json, the table, the figures and report.html; missing cells say what would fill them."""
     _stages().begin(config, overrides, runs, results, device).report(as_json)
+
+
+Column = Annotated[str, typer.Option(help="A kernel column, by its name in the table, for instance CNTK-GAP-500.")]
+Depth = Annotated[int, typer.Option(help="One of the column's depths.")]
+
+
+@app.command()
+def predict(
+    config: Annotated[str, typer.Argument(help="A bundled config or the path of a YAML file.")],
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES.npz", help="An npz file with the array x or images.", callback=_expanded)
+    ],
+    column: Column,
+    depth: Depth,
+    draw: Annotated[int | None, typer.Option(help="One draw; without it the mean of all.", show_default=False)] = None,
+    overrides: Overrides = None,
+    runs: Runs = RUNS,
+    device: Device = "auto",
+) -> None:
+    """Labels and outputs for new images, from a solved kernel column: CSV on stdout, a row an image.
+
+    The images are normalised as the training images were; outputs are those of exact regression.
+    """
+    _stages().begin(config, overrides, runs, RESULTS, device, quiet=True).predict(column, depth, draw, images)
+
+
+@app.command()
+def export(
+    config: Annotated[str, typer.Argument(help="A bundled config or the path of a YAML file.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the .npy files go.", callback=_expanded)],
+    column: Column,
+    depth: Depth,
+    what: Annotated[
+        Literal["gram", "labels", "predictions", "spectrum"],
+        typer.Option(help="Kernel matrices, labels, outputs on the test images, or eigenvalues."),
+    ],
+    draw: Annotated[int, typer.Option(help="Counted from 0.")] = 0,
+    overrides: Overrides = None,
+    runs: Runs = RUNS,
+    device: Device = "auto",
+    memory: Memory = None,
+) -> None:
+    """A draw of a kernel column as .npy files, with the index of its images in the data set."""
+    session = _stages().begin(config, overrides, runs, RESULTS, device, quiet=True, memory=memory)
+    session.export(column, depth, draw, what, folder)
 
 
 @app.command()

@@ -280,6 +280,31 @@ class Session:
         solved, networks = self.workspace.run / "solve", self.workspace.run / "cnn"
         return [*damaged(solved), *damaged_panels(solved), *damaged(networks)]
 
+    def predict(self, column: str, depth: int, draw: int | None, path: Path) -> None:
+        """Labels and outputs of new images, as CSV."""
+        from exact_ntk.config import Npz
+        from exact_ntk.data.npz import read_new_images
+        from exact_ntk.regression import apply
+
+        config, table = self.workspace.config, self.table
+        cell = apply.find_cell(table, column, depth)
+        draws = apply.chosen_draws(cell, draw)
+        layout = config.data.layout if isinstance(config.data, Npz) else None
+        x = read_new_images(path, layout, config.data.normalise == "none")
+        new = apply.normalised(table.images, x, str(path))
+        gram = config.gram
+        found = apply.mean_outputs(cell, draws, new, gram.backend, gram.dtype, self.device)
+        print(apply.predictions_csv(found, table.images.classes), end="")
+
+    def export(self, column: str, depth: int, draw: int, what: str, folder: Path) -> None:
+        """Arrays of a draw as .npy files."""
+        from exact_ntk.regression import apply
+
+        cell = apply.find_cell(self.table, column, depth)
+        (k,) = apply.chosen_draws(cell, draw)
+        for path in apply.write_arrays(cell, k, what, folder, self.memory):
+            log.info(f"wrote {path}")
+
 
 def measure_speed(results: Path, device: str, seconds: float, as_json: bool = False) -> None:
     """The speed of every backend on a device."""

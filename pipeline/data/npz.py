@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from exact_ntk.config import Npz
+from exact_ntk.data.arrays import Layout, read_images
 from exact_ntk.errors import DataError
 from exact_ntk.files import expanded
 
+NEW_IMAGES = ("x", "images")
 TRAIN, TEST = ("x_train", "y_train"), ("x_test", "y_test")
 MOST_LISTED = 8
 IMAGES, LABELS = {"x", "image", "images", "img", "imgs", "data"}, {"y", "label", "labels", "target", "targets"}
@@ -36,17 +38,34 @@ def read_npz_images(spec: Npz, tested: bool) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: damaged or not an npz archive ({error})") from error
 
 
-def _refuse_other_files(path: Path) -> None:
+def read_new_images(path: Path, layout: Layout | None, as_they_are: bool) -> np.ndarray:
+    """Images (n, H, W, C) from the array x or images of an npz archive, as `read_images` checks them.
+
+    Raises DataError, naming the file and what it holds.
+    """
+    _refuse_other_files(path, "IMAGES.npz")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            key = next((name for name in NEW_IMAGES if name in archive), None)
+            if key is None:
+                held = ", ".join(_described(path, name) for name in archive.files[:MOST_LISTED]) or "nothing"
+                raise DataError(f"{path}: no array x or images; it holds {held}: save one with np.savez(path, x=...)")
+            return read_images(str(path), key, _array(path, archive, key), 0, layout, as_they_are)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise DataError(f"{path}: damaged or not an npz archive ({error})") from error
+
+
+def _refuse_other_files(path: Path, option: str = "data.path") -> None:
     """Raises DataError where there is no file, a folder, or a file that is no archive."""
     if path.is_dir():
-        raise DataError(f"data.path: {path} is a folder: name the npz file in it")
+        raise DataError(f"{option}: {path} is a folder: name the npz file in it")
     try:
         with path.open("rb") as file:
             head = file.read(8)
     except FileNotFoundError:
-        raise DataError(f"data.path: no file {path.absolute()}") from None
+        raise DataError(f"{option}: no file {path.absolute()}") from None
     except OSError as error:
-        raise DataError(f"data.path: cannot read {path}: {error.strerror or error}") from error
+        raise DataError(f"{option}: cannot read {path}: {error.strerror or error}") from error
     if head.startswith(b"\x93NUMPY"):
         raise DataError(
             f"{path}: a single array, not an npz archive: np.savez saves several by name, as data.keys reads"

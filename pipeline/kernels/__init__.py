@@ -112,7 +112,7 @@ def require_memory(
         return
     need, there = reference.bytes_a_pair(family, dtype, height, width), available_memory(device)
     if layers:
-        need = gradients.bytes_a_pair(family, layers, dtype, height, width)
+        need = gradients.gradient_bytes(family, layers, dtype, height, width)
     if need > there:
         side = int((there / need) ** (0.25 if family == "gap" else 0.5) * (height * width) ** 0.5)
         raise MemoryError(

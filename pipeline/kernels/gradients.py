@@ -18,7 +18,7 @@ from exact_ntk.kernels.passes import Pass
 TENSORS_A_LAYER, TENSORS_AT_PEAK = {"vanilla": 11, "gap": 3}, {"vanilla": 16, "gap": 8}
 
 
-def bytes_a_pair(family: str, layers: int, dtype: torch.dtype, height: int, width: int) -> int:
+def gradient_bytes(family: str, layers: int, dtype: torch.dtype, height: int, width: int) -> int:
     """What the gradient of one pair of images takes at the peak, by way of so many ReLU layers."""
     tensors = TENSORS_A_LAYER[family] * layers + TENSORS_AT_PEAK[family]
     return tensors * reference.bytes_a_tensor(family, dtype, height, width)
@@ -71,7 +71,7 @@ class _Pairs(Function):
             torch.zeros_like(x) if asked else None for x, asked in zip((x1, x2), ctx.needs_input_grad, strict=False)
         ]
         layers = ctx.job.depths[-1] - 1
-        bytes_each = bytes_a_pair(ctx.job.family, layers, ctx.dtype, *x1.shape[2:])
+        bytes_each = gradient_bytes(ctx.job.family, layers, ctx.dtype, *x1.shape[2:])
         step = reference.pairs_at_once(bytes_each, x1.device, ctx.byte_budget)
         for rows, columns, weights in zip(i.split(step), j.split(step), gradient.split(step, -1), strict=True):
             of_pairs = _gradients(x1[rows], x2[columns], weights, ctx.job, ctx.dtype, ctx.needs_input_grad)

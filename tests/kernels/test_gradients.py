@@ -82,7 +82,7 @@ def test_float32_arithmetic_and_images():
 def test_memory_does_not_grow_with_the_number_of_pairs(family):
     """Beside values, weights and images it is that of one pair, as said."""
     job, side = Pass(family, (3, 5), (family,), True, True), 24 if family == "vanilla" else 8
-    said = gradients.bytes_a_pair(family, 4, torch.float64, side, side)
+    said = gradients.gradient_bytes(family, 4, torch.float64, side, side)
     for n in (2, 6):
         x, y = (images(n, (1, side, side), seed).requires_grad_() for seed in (0, 1))
         values = gradients.cntk_pass(x, y, job, torch.float64, byte_budget=1)
