@@ -290,10 +290,9 @@ class Session:
         cell = apply.find_cell(table, column, depth)
         draws = apply.chosen_draws(cell, draw)
         layout = config.data.layout if isinstance(config.data, Npz) else None
-        x = read_new_images(path, layout, config.data.normalise == "none")
-        new = apply.normalised(table.images, x, str(path))
-        gram = config.gram
-        found = apply.mean_outputs(cell, draws, new, gram.backend, gram.dtype, self.device)
+        x = read_new_images(path, layout, config.data.preprocess == "none")
+        apply.require_alike(cell.images, x, str(path))
+        found = apply.mean_outputs(cell, draws, x, config.gram.backend, config.gram.dtype, self.device)
         print(apply.predictions_csv(found, table.images.classes), end="")
 
     def export(self, column: str, depth: int, draw: int, what: str, folder: Path) -> None:

@@ -144,6 +144,15 @@ class OrderedImages:
         """The same images under another preprocessing."""
         return replace(self, preprocess=preprocess, fitted_on=fitted_on)
 
+    def with_new(self, pixels: np.ndarray) -> "OrderedImages":
+        """These images and then others (m, H, W, C), of their size and kind, preprocessed in the same way."""
+        return replace(
+            self,
+            pixels=np.concatenate([self.pixels, pixels]),
+            at=np.concatenate([self.at, len(self.pixels) + np.arange(len(pixels))]),
+            found_alike={},
+        )
+
     def alone(self, train: np.ndarray, test: np.ndarray) -> "OrderedImages":
         """Of these images only those at some positions."""
         taken = np.concatenate([train, test])

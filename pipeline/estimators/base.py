@@ -193,7 +193,7 @@ class KernelMachine(BaseEstimator):
         n, self.ridge_ = len(k), float(self.ridge)
         if not (isinstance(holdout, Real) and 0 < holdout < 1):
             raise ValueError(f"early_stopping must be a share between 0 and 1, not {holdout!r}")
-        held, fit = (torch.from_numpy(part).to(k.device) for part in held_out(n, holdout))
+        held, fit = (torch.from_numpy(part).to(k.device) for part in stopping_split(n, holdout))
         k_fit = k[fit][:, fit]
         k_fit.diagonal().add_(self.ridge_ * k_fit.diagonal().mean())
         flow, k_held = GradientFlow(k_fit, y[fit], overwrite=True), k[held][:, fit]
@@ -268,7 +268,7 @@ class KernelMachine(BaseEstimator):
         if self.early_stopping is None:
             prior = None if self._is_process() else kernels[-1]
             return Posterior(by_cholesky(kernels[0], self.ridge_), prior)
-        fit = torch.from_numpy(held_out(len(self.X_fit_), self.early_stopping)[1]).to(kernels.device)
+        fit = torch.from_numpy(stopping_split(len(self.X_fit_), self.early_stopping)[1]).to(kernels.device)
         k_fit = kernels[0][fit][:, fit]
         k_fit.diagonal().add_(self.ridge_ * k_fit.diagonal().mean())
         time = np.inf if self.stopping_time_ is None else self.stopping_time_
@@ -314,7 +314,7 @@ class Kept:
         return {}
 
 
-def held_out(n: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+def stopping_split(n: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     """Which of n images are held out for early stopping, and which are not."""
     order = np.random.default_rng(SPLIT_SEED).permutation(n)
     return order[: split(n, share)], order[split(n, share) :]

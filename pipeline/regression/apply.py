@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from exact_ntk.config import CnnColumn
-from exact_ntk.data import normalise
-from exact_ntk.draws import OrderedImages
 from exact_ntk.errors import ConfigError, DataError, Incomplete, NtkError, StoreError
 from exact_ntk.files import read_npz, write_atomic
 from exact_ntk.gram.plan import DTYPES
+from exact_ntk.images import OrderedImages
 from exact_ntk.kernels import cntk
 from exact_ntk.progress import progress
 from exact_ntk.regression.cell import KernelCell
-from exact_ntk.regression.matrix import Stored, block
+from exact_ntk.regression.matrix import BATCH_BYTES, Matrix, hold, row_blocks
 from exact_ntk.regression.plan import DoesNotFit
 from exact_ntk.table import Table
 
@@ -69,40 +68,51 @@ def solved_arrays(cell: KernelCell, k: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def normalised(images: OrderedImages, x: np.ndarray, name: str) -> Tensor:
-    """New images (n, H, W, C) as the training images were normalised: (n, C, H, W). Raises DataError for another
-    shape."""
-    expected = tuple(images.fields["image_shape"])
-    if x.shape[1:] != expected:
-        raise DataError(f"{name}: images of H x W x C {x.shape[1:]}, and the column was solved on {expected}")
-    statistics = images.fields["normalisation"]
-    return normalise(x, np.array(statistics["mean"]), np.array(statistics["std"]))
+def require_alike(images: OrderedImages, x: np.ndarray, name: str) -> None:
+    """Raises DataError for new images (m, H, W, C) of another size than those of the data set, or of another scale."""
+    if x.shape[1:] != images.pixels.shape[1:]:
+        raise DataError(f"{name}: images of H x W x C {x.shape[1:]}, and the data set's are {images.pixels.shape[1:]}")
+    if (x.dtype == np.uint8) != (images.pixels.dtype == np.uint8):
+        raise DataError(f"{name}: {x.dtype} images, and the data set's are {images.pixels.dtype}: save them alike")
 
 
 def mean_outputs(
-    cell: KernelCell, draws: Sequence[int], x: Tensor, backend: str, dtype: str, device: torch.device
+    cell: KernelCell, draws: Sequence[int], x: np.ndarray, backend: str, dtype: str, device: torch.device
 ) -> Tensor:
-    """ker(x, X) alpha of solved draws, their mean: (n, classes) in float64. x: normalised images (n, C, H, W)."""
-    column, mean = cell.column, torch.zeros((len(x), len(cell.images.classes)), dtype=torch.float64)
-    solved = [(cell.draws[k].train, solved_arrays(cell, k)["alpha"]) for k in draws]
+    """ker(x, X) alpha of solved draws, their mean: (m, classes) in float64. x: images as they are (m, H, W, C)."""
+    mean = torch.zeros((len(x), len(cell.images.classes)), dtype=torch.float64)
+    solved = [(cell.places[k], solved_arrays(cell, k)["alpha"]) for k in draws]
+    compute = partial(
+        cntk,
+        depths=(cell.depth,),
+        readouts=(cell.column.kernel,),
+        train_first=cell.column.trains_first if cell.column.model == "cntk" else None,
+        train_last=cell.column.trains_last if cell.column.model == "cntk" else None,
+        backend=backend,
+        device=device,
+        dtype=DTYPES[dtype],
+    )
     with progress(f"{cell.name} L={cell.depth}", len(x) * len(draws), "image") as bar:
-        for train, alpha in solved:
+        for place, alpha in solved:
+            images = place.sources[0].images.with_new(x).x
+            train, new = images[place.train], images[-len(x) :]
             for start in range(0, len(x), BLOCK_IMAGES):
                 part = slice(start, start + BLOCK_IMAGES)
-                kernel = cntk(
-                    x[part],
-                    cell.images.x[train],
-                    depths=(cell.depth,),
-                    readouts=(column.kernel,),
-                    train_first=column.trains_first if column.model == "cntk" else None,
-                    train_last=column.trains_last if column.model == "cntk" else None,
-                    backend=backend,
-                    device=device,
-                    dtype=DTYPES[dtype],
-                )[0, 0]
-                mean[part] += (kernel @ torch.from_numpy(alpha).to(device)).cpu() / len(draws)
-                bar.update(len(x[part]))
+                kernel = _regressed(cell, compute, new[part], train)
+                mean[part] += (kernel @ torch.from_numpy(alpha).to(kernel)).cpu() / len(draws)
+                bar.update(len(new[part]))
     return mean
+
+
+def _regressed(cell: KernelCell, compute: Callable[..., Tensor], x: Tensor, train: Tensor) -> Tensor:
+    """The kernel of the column's regression between new and training images: as `KernelCell.matrix`."""
+    kernel = compute(x, train)[0, 0]
+    if cell.column.flips:
+        kernel = (kernel + compute(x, train.flip(-1))[0, 0]) / 2
+    if cell.column.unit_diagonal:
+        own, others = (compute(images, diagonal=True)[0, 0] for images in (x, train))
+        kernel = kernel / (own[:, None] * others).sqrt()
+    return kernel
 
 
 def predictions_csv(found: Tensor, classes: Sequence[str]) -> str:
@@ -124,13 +134,14 @@ def write_arrays(cell: KernelCell, k: int, what: str, folder: Path, budget: int)
     Raises Incomplete where tiles are missing or the draw is not solved, NtkError where memory is short.
     """
     d, images = cell.draws[k], cell.images
-    arrays: dict[str, np.ndarray | Stored] = {}
+    arrays: dict[str, np.ndarray | Matrix] = {}
     if what in ("gram", "spectrum"):
-        _, store = cell.shelf.require(cell.request([k]))
-        arrays["gram_train"] = Stored(store, cell.array, d.train, d.train)
-        arrays["gram_test"] = Stored(store, cell.array, d.test, d.train)
+        place = cell.places[k]
+        _, store = cell.shelf.require(cell.request(k))
+        k_train, k_test = (cell.matrix(store, rows, place.train) for rows in (place.train, place.test))
+        arrays = {"gram_train": k_train, "gram_test": k_test} if what == "gram" else {}
     if what == "spectrum":
-        arrays = {"eigenvalues": _spectrum(Stored(store, cell.array, d.train, d.train), budget)}
+        arrays = {"eigenvalues": _spectrum(k_train, budget)}
     if what == "labels":
         arrays = {"label_train": images.y[d.train], "label_test": images.y[d.test], "classes": np.array(images.classes)}
     if what == "predictions":
@@ -143,25 +154,23 @@ def write_arrays(cell: KernelCell, k: int, what: str, folder: Path, budget: int)
     }
     for name, values in arrays.items():
         path = folder / f"{name}.npy"
-        if isinstance(values, Stored):
-            write_atomic(path, partial(_save_rows, values))
-        else:
+        if isinstance(values, np.ndarray):
             write_atomic(path, partial(np.save, arr=values, allow_pickle=False))
+        else:
+            write_atomic(path, partial(_save_rows, values))
     return [folder / f"{name}.npy" for name in arrays]
 
 
-def _save_rows(matrix: Stored, file: BinaryIO) -> None:
-    """A stored matrix as .npy, some rows at a time."""
+def _save_rows(matrix: Matrix, file: BinaryIO) -> None:
+    """A matrix as .npy, some rows at a time."""
     rows, columns = matrix.shape
-    header = {"descr": "<f8", "fortran_order": False, "shape": (rows, columns)}
-    np.lib.format.write_array_header_1_0(file, header)
-    for start in range(0, rows, matrix.store.shape.side):
-        part = slice(start, min(rows, start + matrix.store.shape.side))
-        file.write(np.ascontiguousarray(block(matrix, part, slice(0, columns)).numpy(), "<f8").tobytes())
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (rows, columns)})
+    for _, part in row_blocks(matrix, torch.device("cpu"), BATCH_BYTES):
+        file.write(np.ascontiguousarray(part.numpy(), "<f8").tobytes())
 
 
-def _spectrum(matrix: Stored, budget: int) -> np.ndarray:
+def _spectrum(matrix: Matrix, budget: int) -> np.ndarray:
     n = matrix.shape[0]
     if 8 * n * n * SPECTRUM_MATRICES > budget:
         raise DoesNotFit(f"the spectrum of {n:,} images", 8 * n * n * SPECTRUM_MATRICES, budget)
-    return torch.linalg.eigvalsh(block(matrix, slice(0, n), slice(0, n))).numpy()
+    return torch.linalg.eigvalsh(hold(matrix, torch.device("cpu")).values).numpy()

@@ -25,6 +25,10 @@ def solved(tmp_path_factory) -> Path:
     columns = [
         {"model": "cntk", "readout": "vanilla", "depths": [3], "train": {"n": 20, "draws": 2}},
         {"model": "cntk", "readout": "gap", "depths": [3, 4]},
+        {
+            **{"model": "cntk", "readout": "gap", "depths": [3], "name": "extras"},
+            **{"preprocess": "zca", "flips": True, "unit_diagonal": True, "ridge": 0.001},
+        },
         {"model": "cnn", "readout": "gap", "depths": [3], "width": 4, "name": "nets"},
     ]
     gram = {"backend": "reference", "tile": 10}
@@ -49,9 +53,11 @@ def predicted(folder: Path, *options: str) -> tuple[list[str], np.ndarray]:
     return [row.pop("label") for row in rows], np.array([[float(v) for v in row.values()] for row in rows])[:, 1:]
 
 
-def test_predictions_for_test_images_as_new_ones_are_those_of_the_solve(solved: Path):
-    labels, outputs = predicted(solved, *GAP)
-    known = exported(solved, "predictions", *GAP)
+@pytest.mark.parametrize("column", ["CNTK-GAP", "extras"])
+def test_predictions_for_test_images_as_new_ones_are_those_of_the_solve(solved: Path, column: str):
+    """extras: whitened, with mirror images, on a unit diagonal."""
+    labels, outputs = predicted(solved, "--column", column, "--depth", "3")
+    known = exported(solved, "predictions", "--column", column, "--depth", "3")
     order = known["test_index"]
     assert known["from_test_set"].all()
     np.testing.assert_allclose(outputs[order], known["outputs"], atol=1e-5)
@@ -76,7 +82,11 @@ def test_exported_matrices_labels_and_eigenvalues_belong_together(solved: Path):
 
 
 BAD = {
-    "an unknown column": ((*GAP[:1], "CNTK", *GAP[2:]), "--column CNTK: there are CNTK-V-20, CNTK-GAP, nets", 2),
+    "an unknown column": (
+        (*GAP[:1], "CNTK", *GAP[2:]),
+        "--column CNTK: there are CNTK-V-20, CNTK-GAP, extras, nets",
+        2,
+    ),
     "networks": (("--column", "nets", "--depth", "3"), "its networks keep no weights: kernel columns are CNTK-V-20", 2),
     "an unknown depth": ((*GAP[:3], "5"), "--depth 5: CNTK-GAP has depths 3, 4", 2),
     "an unknown draw": ((*DRAWS, "--draw", "2"), "--draw 2: CNTK-V-20 has draws 0 to 1", 2),
@@ -99,7 +109,10 @@ def test_what_cannot_be_predicted_is_one_line(solved: Path, case: str):
 FILES = {
     "no file": (None, "IMAGES.npz: no file"),
     "other arrays": (dict(z=ARRAYS["x_test"]), r"no array x or images; it holds z (20, 4, 4, 1) uint8"),
-    "another size": (dict(images=np.zeros((2, 5, 4), np.uint8)), "images of H x W x C (5, 4, 1), and the column was"),
+    "another size": (
+        dict(images=np.zeros((2, 5, 4), np.uint8)),
+        "images of H x W x C (5, 4, 1), and the data set's are (4, 4, 1)",
+    ),
     "another scale": (dict(x=ARRAYS["x_test"] * 1.0), "should lie in [0, 1]"),
 }
 
