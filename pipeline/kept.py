@@ -16,7 +16,7 @@ from exact_ntk.files import json_text, read_npz, write_atomic, write_text
 from exact_ntk.locks import try_lock
 from exact_ntk.records import Record, read_record
 
-KINDS = (".json", ".npz", ".pt")
+KINDS = (".json", ".npz", ".pt", ".ridge")
 
 log = logging.getLogger("ntk")
 R = TypeVar("R", bound=Record)

@@ -154,7 +154,7 @@ class PanelFiles:
 
 def damaged_panels(folder: Path) -> list[Path]:
     """The panels under a folder, of any factors, that are not whole; reads them all."""
-    return [path for path in sorted(folder.glob("*.panels/*.panel")) if not _is_whole(path)]
+    return [path for path in sorted(folder.glob("*.panels/**/*.panel")) if not _is_whole(path)]
 
 
 def _is_whole(path: Path) -> bool:
@@ -167,12 +167,11 @@ def _is_whole(path: Path) -> bool:
                 sha.update(part)
                 size += len(part)
         rows, columns = head["shape"]
-        whose = head["fingerprint"], head["panel"]
-        return (sha.hexdigest(), size, whose) == (
-            head["digest"],
-            8 * rows * columns,
-            (path.parent.stem, int(path.stem)),
-        )
+        cell = next(folder.stem for folder in path.parents if folder.suffix == ".panels")
+        of_a_ridge = path.parent.name.removeprefix("ridge-") if path.parent.name.startswith("ridge-") else None
+        whose = f"{cell} {of_a_ridge}" if of_a_ridge else cell
+        found = head["fingerprint"], head["panel"], head["digest"], 8 * rows * columns
+        return found == (whose, int(path.stem), sha.hexdigest(), size)
     except FileNotFoundError:
         return True  # its factor has just been finished
     except (OSError, ValueError, LookupError, TypeError):

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from exact_ntk.config import RidgeChoice
-from exact_ntk.errors import NtkError
-from exact_ntk.files import write_json
+from exact_ntk.errors import NtkError, StoreError
+from exact_ntk.files import json_text
+from exact_ntk.kept import keep, require_whole
 from exact_ntk.memory import gigabytes
 from exact_ntk.progress import duration, progress
 from exact_ntk.records import RidgeCurve
@@ -177,9 +178,10 @@ class Errors:
     def read(cls, path: Path) -> "Errors":
         """Those of a file; none where there is no file, or a damaged one."""
         try:
+            require_whole(path)
             found: Any = json.loads(path.read_bytes())
             whole = isinstance(found, dict) and all(v is None or isinstance(v, float) for v in found.values())
-        except (OSError, ValueError):
+        except (OSError, ValueError, StoreError):
             whole = False
         return cls(path, found if whole else {})
 
@@ -187,7 +189,7 @@ class Errors:
         """Keep errors by ridge, an infinite one as None."""
         self.found.update({repr(r): e if math.isfinite(e) else None for r, e in curve.items()})
         if self.path:
-            write_json(self.path, self.found)
+            keep(self.path, lambda file: file.write(json_text(self.found).encode()))
 
     def of(self, ridge: float) -> float | None:
         """The error of a ridge, infinite where its system has none; None where it is not known yet."""

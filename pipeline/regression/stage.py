@@ -16,7 +16,7 @@ from exact_ntk.errors import Incomplete, NtkError, StoreError
 from exact_ntk.files import remove_partials
 from exact_ntk.gram.plan import Source
 from exact_ntk.gram.store import GramStore
-from exact_ntk.kept import keep_npz, keep_record
+from exact_ntk.kept import keep_npz, keep_record, remove
 from exact_ntk.locks import try_lock
 from exact_ntk.memory import default_memory, gigabytes, peak_resident
 from exact_ntk.progress import progress
@@ -95,7 +95,7 @@ def _sweep(cells: Sequence[KernelCell]) -> None:
 def _remove_aside(path: Path) -> None:
     """Remove what a solve has kept beside a draw's record to go on from."""
     shutil.rmtree(path.with_suffix(".panels"), ignore_errors=True)
-    path.with_suffix(ERRORS).unlink(missing_ok=True)
+    remove(path.with_suffix(ERRORS))
 
 
 def plan_draw(cell: KernelCell, k_train: Matrix, memory: int) -> SolvePlan:

@@ -24,7 +24,8 @@ import yaml
 
 from tests.conftest import digit_arrays
 
-SETTINGS = {"exact_ntk.regression.panels.WIDTH": 8, "exact_ntk.regression.plan.FILES_FROM_FLOPS": 0}
+SETTINGS = {"exact_ntk.regression.panels.WIDTH": 8, "exact_ntk.regression.plan.FILES_FROM_SECONDS": -1.0}
+SETTINGS |= {"exact_ntk.regression.plan.FILE_BYTES_PER_SECOND": float("inf")}
 SETTINGS |= {"exact_ntk.networks.training.SECONDS_BETWEEN_CHECKPOINTS": 0}
 # Drawing takes ten times as long as all the rest of such a table.
 SETTINGS |= {"exact_ntk.report.write.drawings": lambda results: []}
@@ -53,6 +54,7 @@ def configure() -> None:
     """Files of every kind also from a table as small as this."""
     for name, value in SETTINGS.items():
         module, _, key = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), key), name
         setattr(importlib.import_module(module), key, value)
 
 

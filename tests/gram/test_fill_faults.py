@@ -127,6 +127,9 @@ def test_tiles_in_flight_are_written_only_when_they_have_been_computed(config_pa
         on_host.add(begun[len(on_host)])
 
     class Bar(nullcontext):
+        def __enter__(self) -> "Bar":
+            return self
+
         def set_postfix_str(self, text: str, refresh: bool) -> None:
             said = int(text.split(" entry-layers/s, ")[1].split()[0])
             assert 0 < said <= len(chunks(tmp_path))  # what is shown as done is on the disk
