@@ -31,7 +31,7 @@ from exact_ntk.gram.plan import (
     plan_fills,
     shard_of,
 )
-from exact_ntk.gram.spread import Rate, SpreadFilling, TileBatch
+from exact_ntk.gram.spread import MeasureRate, SpreadFilling, TileBatch
 from exact_ntk.gram.store import (
     SELF,
     Array,
@@ -262,7 +262,7 @@ class Filler:
         key = (source.family, *ends, source.backend, source.dtype, source.images.shape, *arrays)
         if key not in self._rates:
             columns = tuple(dict.fromkeys(r.column for r in requests if source in r.sources))
-            question = Rate(fingerprint(source.fields), tuple(arrays), columns)
+            question = MeasureRate(fingerprint(source.fields), tuple(arrays), columns)
             self._rates[key] = self.crew.ask(question) if self.crew else self.measure(source, arrays, columns)
         return self._rates[key]
 

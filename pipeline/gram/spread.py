@@ -32,7 +32,7 @@ class Backends:
 
 
 @dataclass(frozen=True)
-class Rate:
+class MeasureRate:
     """Pairs/s of a worker, from the source of that fingerprint."""
 
     source: str
