@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from exact_ntk.gram.store import Array, Tile
+from exact_ntk.gram.tiles import Array, Tile
 from exact_ntk.grids import Grid
 from exact_ntk.provenance import time_left
 from exact_ntk.records import Results

@@ -9,7 +9,8 @@ import yaml
 
 from exact_ntk import forecast as forecasts
 from exact_ntk.forecast import Forecast, forecast
-from exact_ntk.gram.fill import Filler, TileComputer
+from exact_ntk.gram.compute import TileComputer
+from exact_ntk.gram.fill import Filler
 from exact_ntk.gram.plan import Share, shares
 from exact_ntk.memory import parse_bytes
 from exact_ntk.networks.stage import runs_left

@@ -13,7 +13,8 @@ from exact_ntk.config import Gram, KernelColumn
 from exact_ntk.errors import Incomplete
 from exact_ntk.files import fingerprint
 from exact_ntk.gram import store as stores
-from exact_ntk.gram.store import Array, GramStore, Shape, Tile
+from exact_ntk.gram.store import GramStore
+from exact_ntk.gram.tiles import Array, Shape, Tile, is_self_kernel
 from exact_ntk.images import OrderedImages
 from exact_ntk.kernels import KERNEL_VERSION, RESOLVED_BACKENDS
 from exact_ntk.kernels.passes import family_of, trained_by_default
@@ -121,7 +122,7 @@ class Request:
         """For each array the tiles that are read of it."""
         blocks = set().union(*(shape.covering(rows, columns) for rows, columns in self.blocks))
         images = set().union(*(shape.on_diagonal(at) for block in self.blocks for at in block))
-        return {array: images if stores.is_self_kernel(array) else blocks for array in self.arrays}
+        return {array: images if is_self_kernel(array) else blocks for array in self.arrays}
 
     def tiles(self, shape: Shape) -> set[Tile]:
         """The tiles that are read of some array."""
@@ -394,7 +395,7 @@ def _grids(group: Iterable[Request], images: OrderedImages, side: int) -> dict[A
     found: dict[Array, np.ndarray] = {}
     for request in group:
         # Of K(x, x) there are a few small tiles, which decide nothing.
-        for array in (a for a in request.arrays if not stores.is_self_kernel(a)):
+        for array in (a for a in request.arrays if not is_self_kernel(a)):
             grid = found.setdefault(array, np.zeros((rows, columns), bool))
             for r, c in request.blocks:
                 i, j = np.unique(r // side)[:, None], np.unique(c // side)

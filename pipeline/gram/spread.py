@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from exact_ntk.files import fingerprint
 from exact_ntk.gram.plan import Fill
-from exact_ntk.gram.store import Array, Tile, array_name
+from exact_ntk.gram.tiles import Array, Tile, array_name
 
 if TYPE_CHECKING:
     from exact_ntk.workers.worker import Worker

@@ -10,7 +10,8 @@ from exact_ntk.config import KernelColumn, RidgeChoice
 from exact_ntk.draws import Draw, copies_tested
 from exact_ntk.files import digest, fingerprint
 from exact_ntk.gram.plan import Request, Shelf, Source
-from exact_ntk.gram.store import Array, GramStore, mirrored, self_kernel
+from exact_ntk.gram.store import GramStore
+from exact_ntk.gram.tiles import Array, mirrored, self_kernel
 from exact_ntk.images import OrderedImages
 from exact_ntk.kept import read_kept, read_kept_npz, set_damaged_aside
 from exact_ntk.records import KernelRecord, SolvedDraw

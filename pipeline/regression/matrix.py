@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from exact_ntk.errors import NtkError
-from exact_ntk.gram.store import READ_AHEAD, Array, GramStore, kernel_of
+from exact_ntk.gram.store import READ_AHEAD, GramStore
+from exact_ntk.gram.tiles import Array, kernel_of
 
 # Rows multiplied at once: fixed, for it decides the last bits of a product. How many are read at once does not.
 BLOCK_ROWS = 512

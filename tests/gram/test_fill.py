@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from exact_ntk.errors import ConfigError, Incomplete
-from exact_ntk.gram import fill as filling
+from exact_ntk.gram import compute
 from exact_ntk.kernels import cntk
 from tests.gram.filling import blocks, chunks, filled, same
 from tests.made_up import fill, table_of
@@ -46,14 +46,14 @@ def test_the_fused_kernels_give_the_same_bits_for_any_tile(config_path: Path, tm
 
 def test_a_tile_is_one_pass_for_all_that_read_it(config_path: Path, tmp_path: Path, monkeypatch):
     passes = []
-    real = filling.cntk_pass
+    real = compute.cntk_pass
 
     def counted(x1, x2, job, **options):
         passes.append((job.family, job.depths, job.readouts))
         return real(x1, x2, job, **options)
 
-    monkeypatch.setattr(filling.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
-    monkeypatch.setattr(filling, "cntk_pass", counted)
+    monkeypatch.setattr(compute.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
+    monkeypatch.setattr(compute, "cntk_pass", counted)
     table = filled(config_path, tmp_path)
     tiles = {(p.parts[-5], p.parts[-2], p.parts[-1]) for p in chunks(tmp_path)}
     assert len(passes) == len(tiles)
@@ -89,7 +89,7 @@ def test_values_are_rounded_to_float32_where_that_is_asked_for_and_only_there(
     assert sizes[0] == pytest.approx(sizes[1] / 2, rel=0.05)
     asked = table_of(config_path, tmp_path / "float32")
     assert all(asked.shelf.complete(request) is None for request in asked.requests(True))
-    monkeypatch.setattr(filling, "cntk_pass", None)
+    monkeypatch.setattr(compute, "cntk_pass", None)
     served = filled(config_path, tmp_path / "float64", "gram.store=float32")
     assert {served.shelf.require(request)[0].stored for request in served.requests(True)} == {"float64"}
 

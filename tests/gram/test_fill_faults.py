@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from exact_ntk.errors import StoreError
+from exact_ntk.gram import compute
 from exact_ntk.gram import fill as filling
 from exact_ntk.gram.store import GramStore
 from exact_ntk.provenance import read_provenance
@@ -58,7 +59,7 @@ def test_metadata_that_cannot_be_read_cost_no_tile(config_path: Path, tmp_path: 
 
 
 def test_what_was_done_is_recorded_also_when_the_work_ends_early(config_path: Path, tmp_path: Path, monkeypatch):
-    block, left = filling.TileComputer.block, [20]
+    block, left = compute.TileComputer.block, [20]
 
     def failing(self, rows, columns, arrays):
         left[0] -= 1
@@ -66,8 +67,8 @@ def test_what_was_done_is_recorded_also_when_the_work_ends_early(config_path: Pa
             raise RuntimeError("the power went")
         return block(self, rows, columns, arrays)
 
-    monkeypatch.setattr(filling.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
-    monkeypatch.setattr(filling.TileComputer, "block", failing)
+    monkeypatch.setattr(compute.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
+    monkeypatch.setattr(compute.TileComputer, "block", failing)
     with pytest.raises(RuntimeError, match="power"):
         filled(config_path, tmp_path / "run")
     found = read_provenance(tmp_path / "run").values()
@@ -154,7 +155,7 @@ def test_tiles_in_flight_are_written_only_when_they_have_been_computed(config_pa
 def test_an_error_with_tiles_in_flight_loses_none_that_was_computed(
     config_path: Path, tmp_path: Path, monkeypatch, failing: str
 ):
-    real_block, real_write, calls = filling.TileComputer.block, GramStore.write, []
+    real_block, real_write, calls = compute.TileComputer.block, GramStore.write, []
 
     def count(error: type[Exception]) -> None:
         calls.append(1)
@@ -172,8 +173,8 @@ def test_an_error_with_tiles_in_flight_loses_none_that_was_computed(
         real_write(self, tile, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(filling.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
-        patch.setattr(filling.TileComputer, "block", block)
+        patch.setattr(compute.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
+        patch.setattr(compute.TileComputer, "block", block)
         patch.setattr(GramStore, "write", write)
         patch.setattr(filling._Filling, "on_gpu", True)
         with pytest.raises((RuntimeError, OSError), match="power"):
@@ -186,7 +187,7 @@ def test_an_error_with_tiles_in_flight_loses_none_that_was_computed(
 
 
 def test_out_of_memory_halves_the_block_and_changes_no_value(config_path: Path, tmp_path: Path, monkeypatch, caplog):
-    real, sides = filling.cntk_pass, []
+    real, sides = compute.cntk_pass, []
 
     def short_of_memory(x1, x2, job, **options):
         sides.append(max(len(x1), len(x1 if x2 is None else x2)))
@@ -196,12 +197,12 @@ def test_out_of_memory_halves_the_block_and_changes_no_value(config_path: Path, 
 
     # Values of the reference depend on the block by a rounding error: float64 and a bound on that.
     options = ["gram.dtype=float64", "gram.tile=13", "columns.*.depths=[3]"]
-    monkeypatch.setattr(filling.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
-    monkeypatch.setattr(filling, "cntk_pass", short_of_memory)
+    monkeypatch.setattr(compute.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
+    monkeypatch.setattr(compute, "cntk_pass", short_of_memory)
     found = blocks(filled(config_path, tmp_path / "short", *options))
     assert "out of memory for a block of 13 x 13 images: going on in blocks of 7 x 7" in caplog.text
     assert caplog.text.count("out of memory") == 2 * 2  # once a size, of two families
-    monkeypatch.setattr(filling, "cntk_pass", real)
+    monkeypatch.setattr(compute, "cntk_pass", real)
     expected = blocks(filled(config_path, tmp_path / "whole", *options))
     for key, k in expected.items():
         np.testing.assert_allclose(found[key], k, rtol=1e-13, err_msg=key)
@@ -211,7 +212,7 @@ def test_not_even_a_pair_fits(config_path: Path, tmp_path: Path, monkeypatch):
     def no_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(filling, "cntk_pass", no_memory)
+    monkeypatch.setattr(compute, "cntk_pass", no_memory)
     with pytest.raises(torch.OutOfMemoryError):
         filled(config_path, tmp_path)
 

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from exact_ntk import bench, kernels
-from exact_ntk.gram.fill import TileComputer, _Copy
+from exact_ntk.gram.compute import TileComputer
+from exact_ntk.gram.fill import _Copy
 from exact_ntk.gram.plan import Source
 from exact_ntk.kernels.fused import gpu
 from exact_ntk.regression.stage import solve_cells

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from exact_ntk.gram import fill as filling
+from exact_ntk.gram import compute
 from exact_ntk.kernels import cntk
 from tests.gram.filling import blocks, chunks, filled, same
 from tests.made_up import table_of
@@ -33,7 +33,7 @@ def test_more_depths_later_write_their_own_arrays_alone(config_path: Path, tmp_p
 
 def test_fewer_depths_or_columns_ask_for_nothing(config_path: Path, tmp_path: Path, monkeypatch):
     filled(config_path, tmp_path)
-    monkeypatch.setattr(filling, "cntk_pass", None)
+    monkeypatch.setattr(compute, "cntk_pass", None)
     filled(config_path, tmp_path, "columns.*.depths=[3]")
     tree = yaml.safe_load(config_path.read_text())
     config_path.write_text(yaml.safe_dump({**tree, "columns": tree["columns"][:1]}))
@@ -48,7 +48,7 @@ def test_nngp_columns_take_any_store_of_the_family(config_path: Path, tmp_path: 
     table = filled(config_path, tmp_path)
     assert len(list(tmp_path.glob("gram-*"))) == 1
     config_path.write_text(yaml.safe_dump({**tree, "columns": tree["columns"][1:]}))
-    monkeypatch.setattr(filling, "cntk_pass", None)
+    monkeypatch.setattr(compute, "cntk_pass", None)
     alone = filled(config_path, tmp_path)
     assert same(blocks(alone), {key: k for key, k in blocks(table).items() if key.startswith("NNGP")})
 
@@ -73,7 +73,7 @@ def test_local_averages_and_gap_of_the_same_trained_ends_share_a_store(config_pa
 
 def test_a_float64_store_serves_a_float32_request(config_path: Path, tmp_path: Path, monkeypatch):
     filled(config_path, tmp_path, "gram.dtype=float64")
-    monkeypatch.setattr(filling, "cntk_pass", None)
+    monkeypatch.setattr(compute, "cntk_pass", None)
     table = filled(config_path, tmp_path)
     sources = {table.shelf.require(request)[0].dtype for request in table.requests(True)}
     assert sources == {"float64"}

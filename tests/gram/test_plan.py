@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from exact_ntk.gram.plan import MOST_FILES, Request, Shelf, Source, plan_fills, shard_of, tile_side
-from exact_ntk.gram.store import Shape
+from exact_ntk.gram.tiles import Shape
 
 
 @cache

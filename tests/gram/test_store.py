@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from exact_ntk.errors import Incomplete, NtkError, StoreError
 from exact_ntk.files import fingerprint
 from exact_ntk.gram import store as stores
-from exact_ntk.gram.store import GramStore, Shape
+from exact_ntk.gram.store import GramStore
+from exact_ntk.gram.tiles import Shape
 
 ROWS, COLUMNS = 13, 9
 EVERYTHING = np.arange(ROWS), np.arange(COLUMNS)

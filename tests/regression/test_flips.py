@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from exact_ntk.errors import ConfigError, DataError
-from exact_ntk.gram import fill as filling
+from exact_ntk.gram import compute
 from exact_ntk.kernels import cntk
 from exact_ntk.regression.ridge import leave_one_out
 from exact_ntk.regression.solve import targets
@@ -107,9 +107,9 @@ def test_plain_flipped_and_scaled_columns_share_a_store_and_its_values(config_pa
     config_path.write_text(yaml.safe_dump(tree))
     solved(config_path, tmp_path / "alone", "columns.1.flips=false")
     calls = []
-    real = filling.cntk_pass
-    monkeypatch.setattr(filling.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
-    monkeypatch.setattr(filling, "cntk_pass", lambda x1, x2, *a, **more: calls.append(x2) or real(x1, x2, *a, **more))
+    real = compute.cntk_pass
+    monkeypatch.setattr(compute.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
+    monkeypatch.setattr(compute, "cntk_pass", lambda x1, x2, *a, **more: calls.append(x2) or real(x1, x2, *a, **more))
     table = table_of(config_path, tmp_path / "alone")
     fill(table)
     (store,) = (tmp_path / "alone").glob("gram-*")
@@ -133,15 +133,15 @@ def test_mirrored_values_do_not_depend_on_tiles_or_on_memory(config_path: Path, 
     whole = values("whole", "gram.tile=90")
     np.testing.assert_array_equal(whole[:20], whole[:20].T)
     np.testing.assert_allclose(values("small"), whole, rtol=1e-12)
-    real = filling.cntk_pass
+    real = compute.cntk_pass
 
     def short(x1, *rest, **more):
         if len(x1) > 9:
             raise MemoryError
         return real(x1, *rest, **more)
 
-    monkeypatch.setattr(filling.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
-    monkeypatch.setattr(filling, "cntk_pass", short)
+    monkeypatch.setattr(compute.TileComputer, "pairs_per_second", lambda self, arrays: 100.0)
+    monkeypatch.setattr(compute, "cntk_pass", short)
     np.testing.assert_allclose(values("parts", "gram.tile=30"), whole, rtol=1e-12)
     assert "going on in blocks of" in caplog.text
 

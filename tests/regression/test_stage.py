@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from exact_ntk.errors import Incomplete, NtkError, StoreError
-from exact_ntk.gram import fill as filling
+from exact_ntk.gram import compute
 from exact_ntk.gram.store import GramStore
 from exact_ntk.kernels import cntk
 from exact_ntk.locks import try_lock
@@ -171,7 +171,7 @@ def test_names_are_no_part_of_what_is_done(config_path: Path, tmp_path: Path, mo
     solve(prepared(config_path, tmp_path / "runs" / "tiny"))
     before = records(table_of(config_path, tmp_path / "runs" / "tiny"))
     (tmp_path / "runs" / "tiny").rename(tmp_path / "runs" / "other")
-    monkeypatch.setattr(filling, "cntk_pass", None)
+    monkeypatch.setattr(compute, "cntk_pass", None)
     tree = yaml.safe_load(config_path.read_text())
     tree["name"] = "other"
     for k, column in enumerate(tree["columns"]):
