@@ -57,14 +57,13 @@ def fit(how: Zca, images: Images, at: np.ndarray) -> Whitening:
         _, values, transposed = torch.linalg.svd(rows, full_matrices=False)
         eigenvalues, vectors = values.square() / count, transposed.T
         seen = values > dimension * torch.finfo(values.dtype).eps * values.max()
-        eigenvalues, vectors = eigenvalues[seen], vectors[:, seen]
     else:
         moment = torch.zeros((dimension, dimension), dtype=torch.float64)
         for rows in _fitted(how, images, at):
             moment.addmm_(rows.T, rows, alpha=1 / count)
         eigenvalues, vectors = torch.linalg.eigh(moment)
         seen = eigenvalues > dimension * torch.finfo(eigenvalues.dtype).eps * eigenvalues.max()
-        eigenvalues, vectors = eigenvalues[seen], vectors[:, seen]
+    eigenvalues, vectors = eigenvalues[seen], vectors[:, seen]
     if not len(eigenvalues):
         raise DataError("preprocess: zca: every image that it would be fitted on is constant")
     mean = float(eigenvalues.sum()) / dimension
