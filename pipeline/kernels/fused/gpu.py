@@ -38,7 +38,7 @@ log = logging.getLogger("ntk")
 
 
 def source(layout: Layout, ntk: bool, train_first: bool) -> str:
-    """gpu.cu with its constants; it includes arithmetic.h."""
+    """gpu.cu with its constants; it includes warp.cuh."""
     flags = f"#define WITH_NTK {int(ntk)}\n#define TRAIN_FIRST {int(train_first)}\n#define PANEL {PANEL}\n"
     return layout.macros() + flags + (HERE / "gpu.cu").read_text()
 
