@@ -28,7 +28,7 @@ needs_compiler = pytest.mark.skipif(not compilers(), reason="no C++ compiler")
 # The oldest, the one that is tuned for and the newest of a kind; the slow test takes all that NVRTC knows.
 ARCHITECTURES = ("sm_75", "sm_90", "sm_120")
 # Bytes a thread, at 32 x 32. A spill once a layer beside 1,000 instructions costs nothing that can be measured.
-MOST_SPILLED = {"ntk_pooled": 16, "ntk_vanilla": 8, "ntk_zero_offset": 20, "ntk_collect": 0, "ntk_multiply_adds": 0}
+MOST_SPILLED = {"ntk_pooled": 48, "ntk_vanilla": 8, "ntk_zero_offset": 20, "ntk_collect": 0, "ntk_multiply_adds": 0}
 # One lane, planes packed in a warp, lanes left over, tall, uneven tiles, full rows.
 SHAPES = [(1, 1, 1), (2, 8, 8), (3, 5, 7), (2, 33, 3), (1, 17, 5), (1, 6, 32)]
 # Measured with every float32 square root off by the most that a GPU's may be: at most 4.3e-7 over these tests.
@@ -55,6 +55,48 @@ def test_default_ends_and_the_gaussian_process_alone():
     x = degenerate((1, 4, 3))
     assert error(x, None, depths=(3, 11), readouts=READOUTS) < BOUND
     assert error(x, None, depths=(2, 11), readouts=("vanilla-nngp", "gap-nngp")) < BOUND
+
+
+def local(*windows: int) -> tuple[str, ...]:
+    return tuple(f"lap-{c}{kind}" for c in windows for kind in ("", "-nngp"))
+
+
+@needs_compiler
+@pytest.mark.parametrize(("shape", "windows"), [((1, 1, 1), (0, 2)), ((2, 8, 8), (0, 1, 3, 40)), ((3, 5, 7), (1, 2))])
+@pytest.mark.parametrize("last", [False, True])
+def test_local_average_pooling(shape, windows, last):
+    x, y = degenerate(shape), images(2, shape, seed=1).float()
+    y[0] = x[2]
+    readouts = (*local(*windows), "gap", "gap-nngp")  # more than one launch has room for
+    options = dict(depths=(2, 3, 6), train_first=True, train_last=last)
+    assert error(x, y if last else None, readouts=readouts, **options) < BOUND
+    together = emulated(x, y, readouts=readouts, **options)
+    for name in (readouts[0], "gap"):
+        assert torch.equal(emulated(x, y, readouts=(name,), **options)[0], together[readouts.index(name)]), name
+    own = emulated(x, diagonal=True, readouts=readouts, **options)
+    assert torch.equal(emulated(x, readouts=readouts, **options).diagonal(dim1=-2, dim2=-1), own)
+
+
+@needs_compiler
+def test_a_small_window_needs_few_offsets(monkeypatch):
+    x, y = images(2, (1, 16, 16)).float(), images(1, (1, 16, 16), seed=1).float()
+    options = dict(depths=(3,), train_first=True, train_last=True)
+    assert error(x, y, readouts=local(2, 3), **options) < BOUND
+    both = emulated(x, y, readouts=local(2, 3), **options)
+    blocks = []
+
+    def counted(device, code):
+        launch = emulated_gpu.emulator(device, code)
+
+        def run(name, count, *arguments):
+            blocks.append((name, count))
+            launch(name, count, *arguments)
+
+        return run
+
+    job = Pass("gap", (3,), local(2), True, True)
+    assert torch.equal(gpu.cntk_pass(x, y, job, counted)[:, 0], both[:2, 0])
+    assert ("ntk_pooled", 2 * 5) in blocks  # nine offsets of sixteen, two a block
 
 
 @needs_compiler
@@ -246,10 +288,10 @@ def nvrtc():
     pytest.importorskip("cuda.core")
 
 
-def check_machine_code(arch: str, height: int, width: int, first: bool) -> None:
+def check_machine_code(arch: str, height: int, width: int, first: bool, windows: bool = False) -> None:
     """Planes lie in registers: at most 128, so that 16 warps share a multiprocessor, and next to no spills."""
     report = io.StringIO()
-    cubin = build.compile_cubin(gpu.source(find_layout(height, width), True, first), arch, report, ["-v"])
+    cubin = build.compile_cubin(gpu.source(find_layout(height, width), True, first, windows), arch, report, ["-v"])
     assert cubin.startswith(b"\x7fELF")
     used = re.findall(
         r"function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", report.getvalue(), re.DOTALL
@@ -259,12 +301,16 @@ def check_machine_code(arch: str, height: int, width: int, first: bool) -> None:
         assert int(spilled) <= MOST_SPILLED[name], name
         assert int(registers) <= 128, name
     pooled = next(int(spilled) for name, spilled, _ in used if name == "ntk_pooled")
-    assert pooled == 0 or int(arch[3:]) >= 100
+    assert pooled == 0 or windows or int(arch[3:]) >= 100
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_machine_code_keeps_planes_in_registers(arch, nvrtc):
     check_machine_code(arch, 32, 32, first=False)
+
+
+def test_machine_code_with_windows(nvrtc):
+    check_machine_code("sm_90", 32, 32, first=True, windows=True)
 
 
 @pytest.mark.slow
@@ -274,7 +320,8 @@ def test_every_architecture_that_nvrtc_knows_with_every_trained_end(nvrtc):
     _, known = compiler_library.nvrtcGetSupportedArchs()
     for arch in (f"sm_{number}" for number in known):
         for size, first in [((32, 32), False), ((32, 32), True), ((5, 7), True)]:
-            check_machine_code(arch, *size, first)
+            for windows in (False, True):
+                check_machine_code(arch, *size, first, windows)
 
 
 def test_a_build_is_kept_and_found_again(tmp_path, nvrtc):

@@ -56,6 +56,23 @@ def test_cifar_sized_images():
     assert error(x, y, depths=(3, 21), readouts=("vanilla", "vanilla-nngp")) < BOUND
 
 
+@pytest.mark.parametrize(
+    ("shape", "windows"), [((2, 8, 8), (0, 1, 3, 40)), ((3, 5, 7), (1, 2)), ((3, 32, 32), (4, 8, 12))]
+)
+def test_local_average_pooling(shape, windows):
+    x, y = degenerate(shape)[:4], images(2, shape, seed=1).float()
+    y[0] = x[2]
+    readouts = (*(f"lap-{c}{kind}" for c in windows for kind in ("", "-nngp")), "gap", "gap-nngp")
+    options = dict(depths=(2, 3), train_first=True, train_last=True)
+    assert error(x, y, readouts=readouts, **options) < BOUND
+    assert error(x, None, readouts=readouts, **options) < BOUND
+    together = fused(x, y, readouts=readouts, **options)
+    for name in (readouts[0], "gap"):
+        assert torch.equal(fused(x, y, readouts=(name,), **options)[0], together[readouts.index(name)]), name
+    own = fused(x, diagonal=True, readouts=readouts, **options)
+    assert torch.equal(fused(x, readouts=readouts, **options).diagonal(dim1=-2, dim2=-1), own)
+
+
 def test_real_digits():
     assert error(digits(40), None, depths=(3, 6, 11, 21), readouts=("vanilla", "vanilla-nngp")) < BOUND
     assert error(digits(12), None, depths=(3, 6, 11, 21), readouts=READOUTS) < BOUND

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from exact_ntk.kernels.passes import Padding, Pass, family_of, window_of
+from exact_ntk.kernels.passes import Padding, Pass, family_of, pooling_of, window_of
 
 SHORT_SIDE, LONG_SIDE = 32, 64
 
@@ -22,8 +22,6 @@ def why_not(device: torch.device, readouts: Sequence[str], padding: Padding, hei
         return f"there are no fused kernels for device {device.type}"
     if padding != "zero":
         return "the fused kernels pad with zeros only"
-    if device.type == "cuda" and any(window_of(readout) is not None for readout in readouts):
-        return "there are no fused kernels of local average pooling on a GPU"
     if min(height, width) <= SHORT_SIDE and max(height, width) <= LONG_SIDE:
         return None
     if device.type == "cpu" and all(family_of(readout) == "vanilla" for readout in readouts):
@@ -33,7 +31,12 @@ def why_not(device: torch.device, readouts: Sequence[str], padding: Padding, hei
 
 
 def values_of(sums: Tensor, job: Pass, pixels: int) -> Tensor:
-    """Sums (2, depths, n1, n2) over pixels of R and of K -> the job's kernels (readouts, depths, n1, n2)."""
-    r, k = sums / pixels**2 if job.family == "gap" else sums
-    kernels = {"nngp": k, "ntk": r if job.train_last else r - k}
-    return torch.stack([kernels["nngp" if name.endswith("-nngp") else "ntk"] for name in job.readouts])
+    """Sums (2, poolings, depths, n1, n2) of R and of K -> the job's kernels (readouts, depths, n1, n2)."""
+    found = []
+    for name in job.readouts:
+        pooling = pooling_of(name)
+        c = window_of(name)
+        share = (2 * c + 1) ** 4 if c is not None else pixels**2 if job.family == "gap" else 1
+        r, k = sums[:, job.poolings.index(pooling)] / share
+        found.append(k if name != pooling else r if job.train_last else r - k)
+    return torch.stack(found)

@@ -1,6 +1,7 @@
 // The CNTK on a GPU: pairs of images led through the planes of warp.cuh. See gpu.py for the interface and for what
 // defines the macros below.
 #include "warp.cuh"
+#include "windows.h"
 
 constexpr int NEAR_ONE_SHARE = 64;  // as in the CPU kernels: see cpu.cpp
 constexpr int ZERO_OFFSET_THREADS = PIXELS < 256 ? (PIXELS + 31) / 32 * 32 : 256;
@@ -9,44 +10,79 @@ constexpr int DOWN = WARPS % 2 ? 1 : 2, WARPS_ACROSS = WARPS / DOWN, ACROSS = WA
 // Of the rate at which multiply-adds start: a round has so many a chain that its loop costs nothing beside them.
 constexpr int CHAINS = 8, CHAIN_STEPS = 32;
 
+// Poolings of one pass: where WINDOWS, each sums over windows of pixels or over every pair of them; else one, over all.
+constexpr int EVERY_PAIR = -1, MOST_POOLINGS = WINDOWS ? 4 : 1;
+
+// Sums of a lane's entries of R and K, each times the number of windows that hold both its pixels.
+NTK_INLINE void window_sums(const Tile& t, const Tile& s, int c, int row, int column, int d1, int d2, double& r, double& k) {
+    float across[LANE_COLUMNS], sum_r = 0, sum_k = 0;
+#pragma unroll
+    for (int l = 0; l < LANE_COLUMNS; l++)
+        across[l] = (float)windows_with_both(COLUMNS, c, column + l, (column + l + d2) % COLUMNS);
+#pragma unroll
+    for (int l = 0; l < LANE_ROWS; l++) {
+        float row_r = 0, row_k = 0;
+#pragma unroll
+        for (int m = 0; m < LANE_COLUMNS; m++) row_r += across[m] * t[l][m], row_k += across[m] * s[l][m];
+        const float down = (float)windows_with_both(ROWS, c, row + l, (row + l + d1) % ROWS);
+        sum_r += row_r * down, sum_k += row_k * down;
+    }
+    r = sum_r, k = sum_k;
+}
+
+// How many windows hold pixel p.
+NTK_INLINE int windows_at(int p, int c) {
+    const int row = p / COLUMNS, column = p % COLUMNS;
+    return windows_with_both(ROWS, c, row, row) * windows_with_both(COLUMNS, c, column, column);
+}
+
+// Offsets in the order of their distance from 0 on a circle of ROWS: 0, 1, -1, 2, -2, ...
+NTK_INLINE int around_zero(int index) { return index % 2 ? (index + 1) / 2 % ROWS : (ROWS - index / 2 % ROWS) % ROWS; }
+
 extern "C" {
 
-// Global average pooling. A block takes one pair and GROUP offsets d2, with every d1: pair first_pair + blockIdx.x / CHUNKS.
+// Global and local average pooling. A block takes one pair and GROUP offsets d2, with `down` d1: those nearest 0, on a
+// circle. Of a pair's groups the first `low` and the last are taken, `chunks` in all: the others no window reaches. What
+// is left out would add 0, in the same order: a pooling's value does not depend on those beside it.
 // images1, images2: (n, channel_stages + layers, 2, PADDED_ROWS, PADDED_COLUMNS).  read: a bit a layer, 32 a word: whether
-// it is read out.  partial (pairs, CHUNKS + 1, 2, reads): sums of R, then of K, from 1 on; 0 is the zero offset.
+// it is read out.  windows: c of a window for each pooling, or EVERY_PAIR.  partial (pairs, chunks + 1, 2, poolings,
+// reads): sums of R, then of K, from 1 on; 0 is the zero offset.
 __global__ void __launch_bounds__(THREADS, BLOCKS_AN_SM)
 ntk_pooled(const float* images1, const float* images2, whole n2, whole symmetric, whole first_pair, whole channel_stages,
-           whole layers, const unsigned* read, whole reads, double* partial) {
+           whole layers, const unsigned* read, whole reads, double* partial, const whole* windows, whole pooling_count,
+           whole offsets_down, whole reached_chunks, whole low) {
     __shared__ __align__(16) float buffers[BUFFERS][BUFFER];
-    __shared__ double sums[2][2][WARPS];
-    const int warp = threadIdx.x / 32, chunk = blockIdx.x % CHUNKS, channels = (int)channel_stages;
-    const int stages = channels + (int)layers;
+    __shared__ double sums[2][2 * MOST_POOLINGS][WARPS];
+    const int poolings = WINDOWS ? (int)pooling_count : 1, down = WINDOWS ? (int)offsets_down : ROWS;
+    const int chunks = WINDOWS ? (int)reached_chunks : CHUNKS;
+    const int part = blockIdx.x % chunks, chunk = WINDOWS && part >= (int)low ? part + CHUNKS - chunks : part;
+    const int warp = threadIdx.x / 32, channels = (int)channel_stages, stages = channels + (int)layers;
     // In shared memory, and read anew each time, for registers are short.
     __shared__ const float *volatile first, *volatile second;
     __shared__ double* out;
     if (threadIdx.x == 0) {
-        const whole pair = blockIdx.x / CHUNKS;
+        const whole pair = blockIdx.x / chunks;
         whole i, j;
         find_pair(first_pair + pair, n2, symmetric, i, j);
         first = images1 + i * stages * STAGE, second = images2 + j * stages * STAGE;
-        out = partial + (pair * (CHUNKS + 1) + 1 + chunk) * 2 * reads;
+        out = partial + (pair * (chunks + 1) + 1 + part) * 2 * poolings * reads;
     }
     __syncthreads();
-    Place place = Place::of_lane();
+    Place place = Place::of_thread(threadIdx.x);
 
-    for (int round = 0; round < ROUNDS; round++) {
-        const int plane = (round * WARPS + warp) * PLANES + place.slot, group = plane / ROWS, d1 = plane % ROWS;
-        const int d2 = chunk * GROUP + group;
-        const bool there = place.slot < PLANES && group < GROUP && d2 < COLUMNS;
+    for (int round = 0; round * WARPS * PLANES < GROUP * down; round++) {
+        const int plane = (round * WARPS + warp) * PLANES + place.slot, group = plane % GROUP;
+        const int d1 = around_zero(plane / GROUP), d2 = chunk * GROUP + group;
+        const bool there = place.slot < PLANES && plane < GROUP * down && d2 < COLUMNS;
         place.cut(there, d1, d2);
         const bool counts = there && (d1 != 0 || d2 != 0);  // the zero offset is computed apart, in double
         const int a = place.row * PADDED_COLUMNS + place.column;
-        const int b = STAGE + (there ? group : 0) * 2 * WRAPPED + (place.row + d1) % ROWS * PADDED_COLUMNS + place.column;
+        const int b = STAGE + group * 2 * WRAPPED + (place.row + d1) % ROWS * PADDED_COLUMNS + place.column;
         unsigned bits = 0;  // of `read`, for 32 layers
         int slot = 0;       // of the next readout
-        // Thread 0 adds up the warps' R, thread 1 their K.
+        // A thread for each pooling adds up the warps' R, and one their K.
         const auto flush = [&](int stage) {
-            if (!(bits >> (stage - channels) % 32 & 1) || threadIdx.x > 1) return;
+            if (!(bits >> (stage - channels) % 32 & 1) || threadIdx.x >= 2 * poolings) return;
             double sum = 0;
             for (int w = 0; w < WARPS; w++) sum += sums[opaque(stage) % 2][threadIdx.x][w];
             double* to = out + threadIdx.x * reads + slot++;
@@ -70,8 +106,21 @@ ntk_pooled(const float* images1, const float* images2, whole n2, whole symmetric
             const int h = stage - channels;
             if (h % 32 == 0) bits = read[h / 32];
             if (!(bits >> h % 32 & 1)) return;
-            const double r = lane_sum<32>(counts ? tile_sum(t) : 0.0), k = lane_sum<32>(counts ? tile_sum(s) : 0.0);
-            if (threadIdx.x % 32 == 0) sums[stage % 2][0][warp] = r, sums[stage % 2][1][warp] = k;
+            for (int w = 0; w < poolings; w++) {
+                const int c = WINDOWS ? (int)windows[w] : EVERY_PAIR;
+                double r, k;
+                if (c == EVERY_PAIR) {
+                    r = tile_sum(t), k = tile_sum(s);
+                } else {  // found again, for registers are short
+                    const int thread = opaque((int)threadIdx.x);
+                    const Place at = Place::of_thread(thread);
+                    const int plane = (round * WARPS + thread / 32) * PLANES + at.slot;
+                    const int d1 = around_zero(plane / GROUP), d2 = chunk * GROUP + plane % GROUP;
+                    window_sums(t, s, c, at.row, at.column, d1, d2, r, k);
+                }
+                r = lane_sum<32>(counts ? r : 0.0), k = lane_sum<32>(counts ? k : 0.0);
+                if (threadIdx.x % 32 == 0) sums[stage % 2][w][warp] = r, sums[stage % 2][poolings + w][warp] = k;
+            }
         };
         Tile s = {}, t = {};
         int near = 0;
@@ -93,15 +142,17 @@ ntk_pooled(const float* images1, const float* images2, whole n2, whole symmetric
     }
 }
 
-// Adds a pair's partial sums in order. out: [2][reads][n1][n2], strides in doubles.
+// Adds a pair's partial sums in order: (chunks + 1) of each. out: [2][reads][n1][n2], strides in doubles; reads: of all
+// poolings.
 __global__ void ntk_collect(const double* partial, const double* scale1, const double* scale2, whole n2, whole symmetric,
-                            whole first_pair, whole pairs, whole reads, double* out, whole row, whole readout) {
+                            whole first_pair, whole pairs, whole reads, whole chunks, double* out, whole row,
+                            whole readout) {
     const whole k = (whole)blockIdx.x * blockDim.x + threadIdx.x, pair = k / (2 * reads), slot = k % (2 * reads);
     if (pair >= pairs) return;
     whole i, j;
     find_pair(first_pair + pair, n2, symmetric, i, j);
     double sum = 0;
-    for (int chunk = 0; chunk <= CHUNKS; chunk++) sum += partial[(pair * (CHUNKS + 1) + chunk) * 2 * reads + slot];
+    for (int chunk = 0; chunk <= chunks; chunk++) sum += partial[(pair * (chunks + 1) + chunk) * 2 * reads + slot];
     out[slot * readout + i * row + j] = sum * (scale1[i] * scale2[j]);
 }
 
@@ -120,7 +171,7 @@ ntk_vanilla(const float* images1, const float* images2, const double* scale1, co
     const whole first_row = block % panel_blocks / PANEL * DOWN;
     const whole first_column = (block / panel_blocks * PANEL + block % PANEL) * ACROSS;
     if (first_column >= n2 || (symmetric && first_column > first_row + DOWN - 1)) return;
-    Place place = Place::of_lane();
+    Place place = Place::of_thread(threadIdx.x);
     const whole i = first_row + warp / WARPS_ACROSS;
     const whole j = first_column + warp % WARPS_ACROSS * PLANES + place.slot;
     const bool there = place.slot < PLANES && i < n1 && j < n2 && (!symmetric || j <= i);
@@ -176,10 +227,11 @@ ntk_vanilla(const float* images1, const float* images2, const double* scale1, co
 __global__ void __launch_bounds__(ZERO_OFFSET_THREADS)
 ntk_zero_offset(const double* exact1, const double* exact2, const whole* hash1, const whole* hash2, whole n2,
                 whole symmetric, whole first_pair, whole pairs, whole channels, whole layers, const unsigned* read,
-                whole reads, double* partial, const int* again, const double* scale1, const double* scale2, double* out,
-                whole row, whole readout) {
+                whole reads, double* partial, const whole* windows, whole pooling_count, whole chunks, const int* again,
+                const double* scale1, const double* scale2, double* out, whole row, whole readout) {
     constexpr int EACH = (PIXELS + ZERO_OFFSET_THREADS - 1) / ZERO_OFFSET_THREADS;
-    __shared__ double s[PIXELS], t[PIXELS], sums[2][ZERO_OFFSET_THREADS / 32];
+    __shared__ double s[PIXELS], t[PIXELS], sums[2 * MOST_POOLINGS][ZERO_OFFSET_THREADS / 32];
+    const int poolings = WINDOWS ? (int)pooling_count : 1;
     __shared__ int differ;
     const whole floats = (channels + 2 * layers) * PIXELS;
     whole count = pairs;
@@ -208,7 +260,7 @@ ntk_zero_offset(const double* exact1, const double* exact2, const whole* hash1, 
             if (h % 32 == 0) bits = read[h / 32];
             const bool reads_out = bits >> h % 32 & 1;
             const double *d1 = x + (channels + 2 * h) * PIXELS, *d2 = y + (channels + 2 * h) * PIXELS;
-            double k[EACH], r[EACH], sum_k = 0, sum_r = 0;
+            double k[EACH], r[EACH];
             for (int e = 0; e < EACH; e++) {
                 const int p = threadIdx.x + e * ZERO_OFFSET_THREADS, row0 = p / COLUMNS, column0 = p % COLUMNS;
                 if (p >= PIXELS) break;
@@ -218,26 +270,33 @@ ntk_zero_offset(const double* exact1, const double* exact2, const whole* hash1, 
                         S += s[p + u * COLUMNS + v], T += t[p + u * COLUMNS + v];
                 const double deviation = d1[p] * d2[p], inverse = d1[PIXELS + p] * d2[PIXELS + p];
                 relu_layer<true, true>(equal ? deviation : S, T, inverse, deviation, k[e], r[e], lam);
-                sum_k += k[e], sum_r += r[e];
             }
             __syncthreads();
             for (int e = 0; e < EACH; e++) {
                 const int p = threadIdx.x + e * ZERO_OFFSET_THREADS;
                 if (p < PIXELS) s[p] = k[e], t[p] = r[e];
             }
-            if (reads_out) {
+            for (int w = 0; w < (reads_out ? poolings : 0); w++) {
+                const int c = WINDOWS ? (int)windows[w] : EVERY_PAIR;
+                double sum_k = 0, sum_r = 0;
+                for (int e = 0; e < EACH; e++) {
+                    const int p = threadIdx.x + e * ZERO_OFFSET_THREADS;
+                    if (p >= PIXELS) break;
+                    const double weight = c == EVERY_PAIR ? 1 : windows_at(p, c);
+                    sum_k += weight * k[e], sum_r += weight * r[e];
+                }
                 sum_r = lane_sum<32>(sum_r), sum_k = lane_sum<32>(sum_k);
-                if (threadIdx.x % 32 == 0) sums[0][threadIdx.x / 32] = sum_r, sums[1][threadIdx.x / 32] = sum_k;
+                if (threadIdx.x % 32 == 0) sums[w][threadIdx.x / 32] = sum_r, sums[poolings + w][threadIdx.x / 32] = sum_k;
             }
             __syncthreads();
-            if (reads_out && threadIdx.x < 2) {
+            if (reads_out && threadIdx.x < 2 * poolings) {
                 double sum = 0;
                 for (int w = 0; w < ZERO_OFFSET_THREADS / 32; w++) sum += sums[threadIdx.x][w];
                 const whole place = threadIdx.x * reads + slot;
                 if (again && slot >= again[1 + 2 * pair])
                     out[place * readout + i * row + j] = sum * (scale1[i] * scale2[j]);
                 else if (!again)
-                    partial[pair * (CHUNKS + 1) * 2 * reads + place] = sum;
+                    partial[pair * (chunks + 1) * 2 * poolings * reads + place] = sum;
             }
             slot += reads_out;
         }

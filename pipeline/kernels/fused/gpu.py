@@ -4,7 +4,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from exact_ntk.kernels.fused import values_of
 from exact_ntk.kernels.fused.build import CUDA_HINT, HERE, CompileError, build_cubin, cache_folder
 from exact_ntk.kernels.fused.layout import LANES, Layout, find_layout
-from exact_ntk.kernels.passes import FAMILIES, Pass
+from exact_ntk.kernels.passes import FAMILIES, Pass, pooling_of, window_of
 from exact_ntk.kernels.reference import deviations
 
 # As in images.h: patch norms below this share of the image's largest count as 0.
@@ -31,16 +31,26 @@ PANEL = 16
 LAUNCH_SECONDS, MOST_ENTRY_LAYERS = 0.3, 10**11
 # Guesses on the slow side: an entry-layer lasts so many multiply-adds, one in double as long as so many in float.
 ENTRY_LAYER_COST, DOUBLE_COST = 48, 128
-CHAINS, CHAIN_STEPS = 8, 32  # as in gpu.cu
+# As in gpu.cu: of a multiply-add's chains, and poolings that one launch has room for.
+CHAINS, CHAIN_STEPS = 8, 32
+EVERY_PAIR, MOST_POOLINGS = -1, 4
 OLDEST = 7, 5  # compute capability
 
 log = logging.getLogger("ntk")
 
 
-def source(layout: Layout, ntk: bool, train_first: bool) -> str:
-    """gpu.cu with its constants; it includes warp.cuh."""
-    flags = f"#define WITH_NTK {int(ntk)}\n#define TRAIN_FIRST {int(train_first)}\n#define PANEL {PANEL}\n"
-    return layout.macros() + flags + (HERE / "gpu.cu").read_text()
+def source(layout: Layout, ntk: bool, train_first: bool, windows: bool = False) -> str:
+    """gpu.cu with its constants; it includes warp.cuh. windows: whether it sums over windows of pixels too."""
+    flags = {"WITH_NTK": ntk, "TRAIN_FIRST": train_first, "WINDOWS": windows, "PANEL": PANEL}
+    return (
+        layout.macros()
+        + "".join(f"#define {name} {int(value)}\n" for name, value in flags.items())
+        + (HERE / "gpu.cu").read_text()
+    )
+
+
+def _source_of(job: Pass, layout: Layout) -> str:
+    return source(layout, job.ntk, job.train_first, any(window_of(pooling) is not None for pooling in job.poolings))
 
 
 class _TorchStream:
@@ -194,11 +204,46 @@ class ImageTables:
 
 
 @dataclass(frozen=True)
+class _Poolings:
+    """What sums up a pass: windows (poolings) in int64, c of each or EVERY_PAIR, on the device.
+
+    down: offsets d1 that some window reaches, those nearest 0.  chunks: groups of offsets d2 that some reaches, the
+    first `low` of a pair's and the last.
+    """
+
+    windows: Tensor
+    down: int
+    chunks: int
+    low: int
+
+    @classmethod
+    def of(cls, job: Pass, layout: Layout, device: torch.device) -> "_Poolings":
+        found = [window_of(pooling) for pooling in job.poolings]
+        windows = torch.empty(len(found), dtype=torch.int64, device=device)
+        for slot, c in enumerate(found):
+            windows[slot] = EVERY_PAIR if c is None else c  # a fill, as in `_bits`
+        reach = max(layout.rows + layout.columns if c is None else 2 * c for c in found)
+        reached = [
+            any(
+                min(d2, layout.columns - d2) <= reach
+                for d2 in range(chunk * layout.group, layout.columns)[: layout.group]
+            )
+            for chunk in range(layout.chunks)
+        ]
+        low = reached.index(False) if False in reached else len(reached)
+        return cls(windows, min(layout.rows, 2 * reach + 1), sum(reached), low)
+
+    @property
+    def arguments(self) -> tuple[int, int]:
+        return self.windows.data_ptr(), len(self.windows)
+
+
+@dataclass(frozen=True)
 class _Job:
     """A strip pair's work: its images, whether they are the same, where sums go and which layers'.
 
-    corner: the strips' part of sums (2, reads, n1, n2) in float64.  read: a bit a layer, 32 a word.  most: entry-layers
-    of a launch.  own: each image with itself alone, and the corner's rows have stride 0.
+    corner: the strips' part of sums (2, poolings * depths, n1, n2) in float64.  read: a bit a layer, 32 a word.  most:
+    entry-layers of a launch.  own: each image with itself alone, and the corner's rows have stride 0.
     """
 
     launch: Launch
@@ -209,6 +254,7 @@ class _Job:
     layers: int
     corner: Tensor
     read: Tensor
+    poolings: _Poolings
     most: int
     own: bool = False
 
@@ -218,8 +264,13 @@ class _Job:
         return 0 if self.own else len(self.second)
 
     @property
-    def reads(self) -> int:
+    def slots(self) -> int:
+        """Of a pair: its depths for each pooling."""
         return self.corner.shape[1]
+
+    @property
+    def reads(self) -> int:
+        return self.slots // len(self.poolings.windows)
 
     @property
     def pixels(self) -> int:
@@ -240,7 +291,7 @@ class _Job:
     @property
     def out(self) -> tuple[int, int, int]:
         """Pointer and strides, in doubles, of rows and of readouts."""
-        return self.corner.data_ptr(), self.corner.stride(2), self.corner.stride(1)  # (2, reads) are one run
+        return self.corner.data_ptr(), self.corner.stride(2), self.corner.stride(1)  # (2, slots) are one run
 
     def parts(self, total: int, entries: int, at_most: int | None = None) -> Iterator[tuple[int, int]]:
         """(first, count) of launches that together do `total` items of so many entries a layer each."""
@@ -254,30 +305,34 @@ class _Job:
             self.layout.zero_offset_threads,
             *(self.first.exact.data_ptr(), self.second.exact.data_ptr(), *self.hashes),
             *(self.n2, int(symmetric), first, count, self.first.channels, self.layers),
-            *(self.read.data_ptr(), self.reads, partial, again, *self.scales, *self.out),
+            *(self.read.data_ptr(), self.reads, partial, *self.poolings.arguments, self.poolings.chunks),
+            *(again, *self.scales, *self.out),
         )
 
     def pooled(self) -> None:
         n1, n2 = len(self.first), self.n2
         total = n1 if self.own else n1 * (n1 + 1) // 2 if self.symmetric else n1 * n2
-        each = (self.layout.chunks + 1) * 2 * self.reads
+        chunks, down = self.poolings.chunks, self.poolings.down
+        each = (chunks + 1) * 2 * self.slots
         most = min(total, max(1, PARTIAL_BYTES // (8 * each)))
         partial = torch.empty((most, each), dtype=torch.float64, device=self.corner.device)
         pairs_of = n2, int(self.symmetric)
-        for first, pairs in self.parts(total, self.pixels * (self.pixels + DOUBLE_COST), most):
+        planes = min(self.pixels, chunks * self.layout.group * down)
+        for first, pairs in self.parts(total, self.pixels * (planes + DOUBLE_COST), most):
             self.zero_offset(pairs, first, pairs, self.symmetric, partial.data_ptr(), 0)
             self.launch(
                 "ntk_pooled",
-                pairs * self.layout.chunks,
+                pairs * chunks,
                 LANES * self.layout.warps,
                 *(*self.tables, *pairs_of, first, self.first.channel_stages, self.layers),
                 *(self.read.data_ptr(), self.reads, partial.data_ptr()),
+                *(*self.poolings.arguments, down, chunks, self.poolings.low),
             )
             self.launch(
                 "ntk_collect",
-                -(-pairs * 2 * self.reads // COLLECT_THREADS),
+                -(-pairs * 2 * self.slots // COLLECT_THREADS),
                 COLLECT_THREADS,
-                *(partial.data_ptr(), *self.scales, *pairs_of, first, pairs, self.reads, *self.out),
+                *(partial.data_ptr(), *self.scales, *pairs_of, first, pairs, self.slots, chunks, *self.out),
             )
 
     def vanilla(self) -> None:
@@ -326,6 +381,16 @@ def _bits(job: Pass, device: torch.device) -> Tensor:
     return read
 
 
+def _in_parts(job: Pass, compute: Callable[[Pass], Tensor]) -> Tensor:
+    """A pass with more poolings than a launch has room for, as several."""
+    found: dict[str, Tensor] = {}
+    for begin in range(0, len(job.poolings), MOST_POOLINGS):
+        poolings = job.poolings[begin : begin + MOST_POOLINGS]
+        part = replace(job, readouts=tuple(r for r in job.readouts if pooling_of(r) in poolings))
+        found |= zip(part.readouts, compute(part), strict=True)
+    return torch.stack([found[readout] for readout in job.readouts])
+
+
 def cntk_pass(
     x1: Tensor,
     x2: Tensor | None,
@@ -338,13 +403,17 @@ def cntk_pass(
     Works on torch's current stream and returns without waiting for it. A pair's value depends on its two images
     alone: not on the block, the strip, the launch or the other images. Raises CompileError.
     """
+    if len(job.poolings) > MOST_POOLINGS:
+        return _in_parts(job, lambda part: cntk_pass(x1, x2, part, make_launcher, strip_bytes))
     layers, layout = max(job.depths) - 1, find_layout(*x1.shape[2:])
-    launch = make_launcher(x1.device, source(layout, job.ntk, job.train_first))
+    launch = make_launcher(x1.device, _source_of(job, layout))
+    poolings = _Poolings.of(job, layout, x1.device)
     a, b = _turned(x1, layout), None if x2 is None else _turned(x2, layout)
     size = _strip_size(a, layout, layers, strip_bytes)
     read, most = _bits(job, a.device), entry_layers_a_launch(a.device)
     n1, n2 = len(a), len(a if b is None else b)
-    sums = torch.zeros((2, len(job.depths), n1, n2), dtype=torch.float64, device=a.device)
+    slots = len(job.poolings) * len(job.depths)
+    sums = torch.zeros((2, slots, n1, n2), dtype=torch.float64, device=a.device)
     for rows in _strips(n1, size):
         first = ImageTables(a[rows], layout, layers)
         for columns in _strips(n2, size):
@@ -353,13 +422,13 @@ def cntk_pass(
             diagonal = b is None and columns == rows
             second = first if diagonal else ImageTables((a if b is None else b)[columns], layout, layers)
             corner = sums[:, :, rows, columns]
-            work = _Job(launch, layout, first, second, diagonal, layers, corner, read, most)
+            work = _Job(launch, layout, first, second, diagonal, layers, corner, read, poolings, most)
             work.vanilla() if job.family == "vanilla" else work.pooled()
             if diagonal:
                 corner.copy_(corner.tril() + corner.tril(-1).mT)
             elif b is None:
                 sums[:, :, columns, rows] = corner.mT
-    return values_of(sums, job, layout.rows * layout.columns)
+    return values_of(sums.unflatten(1, (len(job.poolings), -1)), job, layout.rows * layout.columns)
 
 
 def self_pass(
@@ -369,17 +438,20 @@ def self_pass(
     strip_bytes: int | None = None,
 ) -> Tensor:
     """Each image with itself: as `reference.self_pass`, float32, on the images' GPU, the diagonal of `cntk_pass`."""
+    if len(job.poolings) > MOST_POOLINGS:
+        return _in_parts(job, lambda part: self_pass(x, part, make_launcher, strip_bytes))
     layers, layout = max(job.depths) - 1, find_layout(*x.shape[2:])
-    launch = make_launcher(x.device, source(layout, job.ntk, job.train_first))
+    launch = make_launcher(x.device, _source_of(job, layout))
+    poolings = _Poolings.of(job, layout, x.device)
     x = _turned(x, layout)
     read, most = _bits(job, x.device), entry_layers_a_launch(x.device)
-    sums = torch.zeros((2, len(job.depths), len(x)), dtype=torch.float64, device=x.device)
+    sums = torch.zeros((2, len(job.poolings) * len(job.depths), len(x)), dtype=torch.float64, device=x.device)
     for part in _strips(len(x), _strip_size(x, layout, layers, strip_bytes)):
         tables = ImageTables(x[part], layout, layers)
         corner = sums[:, :, None, part].expand(-1, -1, len(tables), -1)
-        work = _Job(launch, layout, tables, tables, False, layers, corner, read, most, own=True)
+        work = _Job(launch, layout, tables, tables, False, layers, corner, read, poolings, most, own=True)
         work.own_vanilla() if job.family == "vanilla" else work.pooled()
-    return values_of(sums, job, layout.rows * layout.columns)
+    return values_of(sums.unflatten(1, (len(job.poolings), -1)), job, layout.rows * layout.columns)
 
 
 def _turned(x: Tensor, layout: Layout) -> Tensor:

@@ -48,7 +48,6 @@ constexpr int THREADS = 32 * WARPS;
 // The second image's rows as a block keeps them: wrapped, so that every lane's rows follow one another.
 constexpr int WRAPPED_ROWS = ROWS + LANE_ROWS - 1, WRAPPED = WRAPPED_ROWS * PADDED_COLUMNS;
 constexpr int CHUNKS = (COLUMNS + GROUP - 1) / GROUP;
-constexpr int ROUNDS = (GROUP * ROWS + WARPS * PLANES - 1) / (WARPS * PLANES);
 constexpr int BUFFER = (STAGE + GROUP * 2 * WRAPPED + 3) / 4 * 4;  // floats of a stage in shared memory
 constexpr int BUFFERS = 2 * BUFFER * 4 <= 46 * 1024 ? 2 : 1;
 constexpr int BLOCKS_AN_SM = LANE_ROWS * LANE_COLUMNS <= 32 ? 16 / WARPS : 1;
@@ -94,9 +93,9 @@ struct Place {
     bool used;
     float across[LANE_COLUMNS + 1], down[LANE_ROWS + 1];
 
-    NTK_INLINE Place of_lane() {
+    NTK_INLINE Place of_thread(unsigned thread) {
         Place place;
-        const int lane = threadIdx.x % 32, within = lane % LANES;
+        const int lane = thread % 32, within = lane % LANES;
         place.slot = lane / LANES;
         place.row = within / LANES_ACROSS * LANE_ROWS;
         place.column = within % LANES_ACROSS * LANE_COLUMNS;
