@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-SHORT = {"vanilla": "V", "gap": "GAP"}
+SHORT = {"vanilla": "V", "gap": "GAP", "myrtle": "Myrtle"}
 
 
 def _number(value: Any) -> Any:
@@ -43,9 +43,9 @@ def _epochs(value: Any) -> int | tuple[int, ...]:
 
 
 def _readout(value: Any) -> str:
-    if isinstance(value, str) and re.fullmatch(r"vanilla|gap|lap-(0|[1-9][0-9]{0,2})", value):
+    if isinstance(value, str) and re.fullmatch(r"vanilla|gap|myrtle|lap-(0|[1-9][0-9]{0,2})", value):
         return value
-    raise ValueError("should be 'vanilla', 'gap' or 'lap-C' with C from 0 to 999, such as 'lap-4'")
+    raise ValueError("should be 'vanilla', 'gap', 'myrtle' or 'lap-C' with C from 0 to 999, such as 'lap-4'")
 
 
 def _tile(value: Any) -> int | str:
@@ -196,6 +196,14 @@ def spelled_out(value: Any) -> Any:
     return {"from": value} if isinstance(value, str) else value
 
 
+def _require_myrtle(depths: tuple[int, ...]) -> None:
+    from exact_ntk.kernels.passes import BLOCKS, depths_of_myrtle
+
+    others = [depth for depth in depths if depth not in BLOCKS]
+    if others:
+        raise ValueError(f"the Myrtle networks have depth {depths_of_myrtle()}, not {others[0]}")
+
+
 class _Column(_Model):
     readout: Readout
     depths: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
@@ -211,6 +219,8 @@ class _Column(_Model):
     def _consistent(self) -> Self:
         if list(self.depths) != sorted(set(self.depths)):
             raise ValueError("depths should increase")
+        if self.readout == "myrtle":
+            _require_myrtle(self.depths)
         if self.paper and len(self.paper) != len(self.depths):
             raise ValueError(f"paper should hold one value for each of the {len(self.depths)} depths, or none")
         return self
@@ -279,7 +289,8 @@ Ridge = Annotated[
 class KernelColumn(_Column):
     """Kernel regression with the CNTK, or with the NNGP kernel of the same net at initialisation.
 
-    readout: vanilla, gap, or lap-C, the local average over (2 C + 1)^2 pixels (Li et al. 2019).
+    readout: vanilla, gap, or lap-C, the local average over (2 C + 1)^2 pixels (Li et al. 2019); or myrtle, the networks
+    of Shankar et al. 2020, which pool twice on the way to a global average, of depth 5, 7 or 10.
     ridge: r stands for K + r mean(diag K) I; or how each draw chooses it.  on_indefinite: what to do when K is not
     positive definite.  flips: train on mirror images, too, by averaging the kernel over them.  unit_diagonal: scale to
     K(x, x') / sqrt(K(x, x) K(x', x')), before that average.  early_stopping: report beside the regression what stopping

@@ -13,6 +13,7 @@ from exact_ntk.copies import ZERO, Alike, find_alike
 from exact_ntk.data import Dataset, load_dataset, normalisation, normalise
 from exact_ntk.errors import ConfigError, DataError
 from exact_ntk.images import OrderedImages
+from exact_ntk.kernels.myrtle import DIVISOR
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def load_images(config: Config) -> OrderedImages:
     """
     images = order_images(load_dataset(config.data, config.tested), config)
     for name, column in zip(config.column_names, config.columns, strict=True):
+        _refuse_odd_sides(images, column, name)
         prepared = images.under(config.preprocess_of(column))
         for k in range(column.train.draws):
             found = draw(images, column, name, k)
@@ -101,6 +103,16 @@ def load_images(config: Config) -> OrderedImages:
             if isinstance(column, KernelColumn) and column.unit_diagonal:
                 _refuse_zero(prepared, found, name)
     return images
+
+
+def _refuse_odd_sides(images: OrderedImages, column: KernelColumn | CnnColumn, name: str) -> None:
+    """Raises DataError for Myrtle networks of images that two 2 x 2 pools do not divide."""
+    _, height, width = images.shape
+    if column.readout == "myrtle" and (height % DIVISOR or width % DIVISOR):
+        raise DataError(
+            f"column {name}: Myrtle networks pool twice, so sides must be divisible by {DIVISOR}, and the images are "
+            f"{height} x {width}: crop or pad them, or leave the column out"
+        )
 
 
 def _refuse_singular(images: OrderedImages, found: Draw, name: str, flips: bool) -> None:

@@ -15,7 +15,7 @@ import exact_ntk
 PACKAGE = Path(exact_ntk.__file__).parent
 ROOT = Path(__file__).parents[1]
 # The same name for the same thing at two levels: a command and what it calls, a kernel and its backends.
-SHARED = {"cntk_pass", "self_pass", "multiply_adds_per_second", "unavailable"}
+SHARED = {"cntk_pass", "self_pass", "multiply_adds_per_second", "unavailable", "myrtle_pass"}
 
 
 def sources(folder: Path) -> list[Path]:

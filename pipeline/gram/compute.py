@@ -10,26 +10,31 @@ import torch
 from exact_ntk.gram.plan import DTYPES, LARGEST_TILE_BYTES, Source
 from exact_ntk.gram.tiles import Array, is_mirrored, is_self_kernel, kernel_of
 from exact_ntk.kernels import Pass, cntk_pass, self_pass
+from exact_ntk.kernels.passes import family_of
 
 log = logging.getLogger("ntk")
 
 
 def passes_of(source: Source, arrays: Sequence[Array]) -> list[Pass]:
-    """The passes that give every one of `arrays`: one for each kind of pairs among them."""
-    return [pass_of(source, same) for same in by_pairs(arrays)]
+    """The passes that give every one of `arrays`: one for each group of `by_pass`."""
+    return [pass_of(source, same) for same in by_pass(arrays)]
 
 
 def pass_of(source: Source, arrays: Sequence[Array]) -> Pass:
-    """One pass that gives every one of `arrays`, which are of the same pairs."""
+    """One pass that gives every one of `arrays`, which are a group of `by_pass`."""
     readouts, depths = {kernel_of(array) for array in arrays}, {d for _, d in arrays}
     return Pass(source.family, tuple(sorted(depths)), tuple(sorted(readouts)), source.train_first, source.train_last)
 
 
-def by_pairs(arrays: Sequence[Array]) -> list[list[Array]]:
-    """The arrays of K(x, x'), those of K(x, Fx') and those of K(x, x), each as far as there are any."""
-    kinds: dict[tuple[bool, bool], list[Array]] = {}
+def by_pass(arrays: Sequence[Array]) -> list[list[Array]]:
+    """The arrays of K(x, x'), those of K(x, Fx') and those of K(x, x), each as far as there are any.
+
+    Of Myrtle networks each depth by itself: no two of them share a layer.
+    """
+    kinds: dict[tuple[bool, bool, int | None], list[Array]] = {}
     for array in arrays:
-        kinds.setdefault((is_mirrored(array), is_self_kernel(array)), []).append(array)
+        depth = array[1] if family_of(kernel_of(array)) == "myrtle" else None
+        kinds.setdefault((is_mirrored(array), is_self_kernel(array), depth), []).append(array)
     return list(kinds.values())
 
 
@@ -51,9 +56,9 @@ class TileComputer:
             below = slice(columns.stop, rows.stop)
             square, rest = (self.block(r, columns, arrays) for r in (columns, below))
             return torch.cat([square.to(rest.device), rest], 1)
-        kinds = by_pairs(arrays)
-        if len(kinds) > 1:
-            found = {a: v for same in kinds for a, v in zip(same, self.block(rows, columns, same), strict=True)}
+        passes = by_pass(arrays)
+        if len(passes) > 1:
+            found = {a: v for same in passes for a, v in zip(same, self.block(rows, columns, same), strict=True)}
             return torch.stack([found[array].to(found[arrays[0]].device) for array in arrays])
         side = max(rows.stop - rows.start, columns.stop - columns.start)
         if side <= self.most:
@@ -92,8 +97,13 @@ class TileComputer:
 
     def self_kernels(self, rows: slice, arrays: Sequence[Array]) -> torch.Tensor:
         """K(x, x), (arrays, rows, 1) in float64."""
-        job, dtype = pass_of(self.source, arrays), DTYPES[self.source.dtype]
-        return _chosen(self_pass(self.x[rows], job, backend=self.source.backend, dtype=dtype), job, arrays)[:, :, None]
+        found: dict[Array, torch.Tensor] = {}
+        dtype = DTYPES[self.source.dtype]
+        for same in by_pass(arrays):
+            job = pass_of(self.source, same)
+            values = self_pass(self.x[rows], job, backend=self.source.backend, dtype=dtype)
+            found |= dict(zip(same, _chosen(values, job, same), strict=True))
+        return torch.stack([found[array] for array in arrays])[:, :, None]
 
     def pairs_per_second(self, arrays: Sequence[Array]) -> float:
         """Measured on growing blocks until one takes long enough to tell; the better of two tries each."""

@@ -90,15 +90,17 @@ def sources_of(
         *(b for b in RESOLVED_BACKENDS if gram.backend in ("auto", b.split("-")[0])),
     ]
     dtypes, stored = (list(DTYPES)[list(DTYPES).index(asked) :] for asked in (gram.dtype, gram.store))
-    return tuple(
+    found = (
         Source(family, first, last, name, dtype, images, kept)
         for dtype in dtypes
         for kept in stored
         for name in dict.fromkeys(backends)
         for first, last in ends
-        # The fused kernels compute in float32 only.
+        # The fused kernels compute in float32 only, and the reference Myrtle networks in float64 only.
         if not (dtype == "float64" and name.startswith("fused"))
+        if not (dtype == "float32" and name.startswith("reference") and family == "myrtle")
     )
+    return tuple(sorted(found, key=lambda source: source.backend != backends[0]))
 
 
 @dataclass(frozen=True)

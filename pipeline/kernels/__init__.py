@@ -20,10 +20,10 @@ from exact_ntk.kernels.inputs import (
     as_tensor,
     require_range,
 )
-from exact_ntk.kernels.myrtle import myrtle
+from exact_ntk.kernels.myrtle import myrtle, myrtle_pass, resolve_myrtle
 from exact_ntk.kernels.network import network_kernels
 from exact_ntk.kernels.ntk import nngp, ntk, ntk_layers
-from exact_ntk.kernels.passes import READOUTS, Matrices, Padding, Pass, plan_passes
+from exact_ntk.kernels.passes import READOUTS, Matrices, Padding, Pass, family_of, plan_passes
 from exact_ntk.notices import warn_once
 
 __all__ = [
@@ -81,12 +81,15 @@ def resolve_backend(
 ) -> str:
     """The backend that will run these readouts, with its device: "reference-cpu", "fused-cpu", ... Never "auto".
 
-    gradient: whether the images' is asked for. "auto" is fused where it can run (compiling it at first use), else
+    gradient: whether the images' is asked for. float32 for Myrtle networks, which go alone, is what their backend has:
+    the reference computes them in float64. "auto" is fused where it can run (compiling it at first use), else
     reference, and a warning is logged once that says why. Raises ValueError for a name that is not a backend, and for
     "fused" where it cannot run.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    if "myrtle" in map(family_of, readouts):
+        return resolve_myrtle(backend, device, None if dtype == torch.float32 else dtype, "relu", height, width)
     if backend != "reference":
         reason = _why_not_fused(device, dtype, readouts, padding, height, width, gradient)
         if reason is None:
@@ -110,21 +113,25 @@ def require_memory(
     """
     if backend.startswith("fused"):
         return
-    need, there = reference.bytes_a_pair(family, dtype, height, width), available_memory(device)
+    # A Myrtle network is at full size what global average pooling is, in float64.
+    like = ("gap", torch.float64) if family == "myrtle" else (family, dtype)
+    need, there = reference.bytes_a_pair(*like, height, width), available_memory(device)
     if layers:
         need = gradients.gradient_bytes(family, layers, dtype, height, width)
     if need > there:
-        side = int((there / need) ** (0.25 if family == "gap" else 0.5) * (height * width) ** 0.5)
+        side = int((there / need) ** (0.5 if family == "vanilla" else 0.25) * (height * width) ** 0.5)
         raise MemoryError(
             f"one pair of {height} x {width} images takes {need / 1e9:,.1f} GB with {family} readouts "
             f"{'and their gradient ' if layers else ''}in {backend}, "
             f"and {there / 1e9:,.1f} GB are free: images up to {side} x {side} fit"
-            + (f", or vanilla readouts, which take a {height * width:,}th" if family == "gap" else "")
+            + (f", or vanilla readouts, which take a {height * width:,}th" if family != "vanilla" else "")
         )
 
 
 def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, *, backend: str, dtype: torch.dtype) -> Tensor:
     """One pass on a resolved backend (see `resolve_backend`): (readouts, depths, n1, n2) in float64."""
+    if job.family == "myrtle":
+        return _myrtle(x1, x2, job, backend)
     if backend == "fused-cpu":
         assert dtype == torch.float32
         return fused_cpu.cntk_pass(x1, x2, job)
@@ -136,11 +143,29 @@ def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, *, backend: str, dtype: 
 
 def self_pass(x: Tensor, job: Pass, *, backend: str, dtype: torch.dtype) -> Tensor:
     """As `cntk_pass`, each image with itself alone: (readouts, depths, n)."""
+    if job.family == "myrtle":
+        return _myrtle(x, None, job, backend, diagonal=True)
     if backend == "fused-cpu":
         return fused_cpu.self_pass(x, job)
     if backend == "fused-cuda":
         return fused_gpu.self_pass(x, job)
     return reference.self_pass(x, job, dtype)
+
+
+def _myrtle(x1: Tensor, x2: Tensor | None, job: Pass, backend: str, diagonal: bool = False) -> Tensor:
+    """As `cntk_pass`, or as `self_pass`, the one depth of a Myrtle network."""
+    ntk, nngp = myrtle_pass(
+        x1,
+        x2,
+        job.blocks,
+        backend=backend,
+        ntk=job.ntk,
+        train_first=job.train_first,
+        train_last=job.train_last,
+        diagonal=diagonal,
+    )
+    found = {"myrtle": ntk, "myrtle-nngp": nngp}
+    return torch.stack([kernel for name in job.readouts if (kernel := found[name]) is not None])[:, None]
 
 
 def _write(

@@ -19,14 +19,21 @@ from exact_ntk.kernels import fused
 from exact_ntk.kernels.arccos import relu_duals, snap_to_unit
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.inputs import LARGEST_PIXEL, Values, as_device, as_flag, as_names, as_tensor, require_range
-from exact_ntk.kernels.reference import BYTE_BUDGET, PIXEL_PAIRS, PixelPairs, activation_layer, box, equal_images
+from exact_ntk.kernels.passes import BLOCKS
+from exact_ntk.kernels.reference import (
+    BYTE_BUDGET,
+    PIXEL_PAIRS,
+    PixelPairs,
+    activation_layer,
+    box,
+    bytes_a_pair,
+    equal_images,
+)
 from exact_ntk.notices import warn_once
 
-# Convolutions in each block.
-BLOCKS = {5: (2, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}
 READOUTS = ("ntk", "nngp", "nngp-unit")
 DIVISOR = 4  # of an image's sides
-TENSORS_ALIVE, TENSORS_AT_PEAK = 8, 12
+TENSORS_ALIVE = 8
 
 Duals = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -161,6 +168,23 @@ def resolve_myrtle(
     return f"reference-{device.type}"
 
 
+def myrtle_pass(
+    x1: Tensor,
+    x2: Tensor | None,
+    blocks: Sequence[int],
+    *,
+    backend: str,
+    duals: Duals = relu_duals,
+    ntk: bool,
+    train_first: bool,
+    train_last: bool,
+    diagonal: bool = False,
+) -> tuple[Tensor | None, Tensor]:
+    """As `reference_pass`, on a resolved backend (see `resolve_myrtle`); those that are fused have the ReLU's duals."""
+    compute = fused_cpu.myrtle_pass if backend == "fused-cpu" else partial(reference_pass, duals=duals)
+    return compute(x1, x2, blocks, ntk=ntk, train_first=train_first, train_last=train_last, diagonal=diagonal)
+
+
 def _unit(k: Tensor, a: Tensor, b: Tensor, duals: Duals) -> Tensor:
     """kappa_1 of the correlation K(x, x') / sqrt(K(x, x) K(x', x')): 1 on the diagonal, 0 for a blank image."""
     scale = a.sqrt() * b.sqrt()
@@ -221,18 +245,26 @@ def myrtle(
         raise ValueError(f"Myrtle networks pool twice: sides must be divisible by {DIVISOR}, not {height} x {width}")
     target = as_device(device, x1)
     resolved = resolve_myrtle(backend, target, dtype, activation, height, width)
-    is_fused = resolved == "fused-cpu"
+    is_fused = resolved.startswith("fused")
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None:
             require_range(x, name, LARGEST_PIXEL["fused" if is_fused else torch.float64], resolved)
-    need = TENSORS_AT_PEAK * 8 * (height * width) ** 2
+    need = bytes_a_pair("gap", torch.float64, height, width)
     if not is_fused and need > available_memory(target):
         raise MemoryError(f"one pair of {height} x {width} images takes {need / 1e9:,.1f} GB, more than is free")
-    compute = fused_cpu.myrtle_pass if is_fused else partial(reference_pass, duals=ACTIVATIONS[activation])
 
     def both(a: Tensor, b: Tensor | None, ntk: bool, own: bool) -> tuple[Tensor | None, Tensor]:
-        ends = first is not False, last is not False
-        return compute(a, b, BLOCKS[variant], ntk=ntk, train_first=ends[0], train_last=ends[1], diagonal=own)
+        return myrtle_pass(
+            a,
+            b,
+            BLOCKS[variant],
+            backend=resolved,
+            duals=ACTIVATIONS[activation],
+            ntk=ntk,
+            train_first=first is not False,
+            train_last=last is not False,
+            diagonal=own,
+        )
 
     x1, x2 = x1.to(target), None if x2 is None else x2.to(target)
     ntk, nngp = both(x1, x2, "ntk" in names, bool(diagonal))

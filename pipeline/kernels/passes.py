@@ -7,9 +7,11 @@ from typing import Literal
 
 from torch import Tensor
 
-# What a pass computes: pixel pairs p = p', or all of them.
-FAMILIES = ("vanilla", "gap")
-READOUTS = tuple(f + s for f in FAMILIES for s in ("", "-nngp"))
+# What a pass computes: pixel pairs p = p', all of them, or all of them with 2 x 2 pools on the way.
+FAMILIES = ("vanilla", "gap", "myrtle")
+READOUTS = tuple(f + s for f in ("vanilla", "gap") for s in ("", "-nngp"))
+# Myrtle networks by depth, of which the readout is one layer: convolutions in each block, with a pool between blocks.
+BLOCKS = {5: (2, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}
 WINDOW = re.compile(r"lap-(0|[1-9]\d{0,2})")
 Padding = Literal["zero", "circular"]
 PADDINGS: tuple[Padding, ...] = ("zero", "circular")
@@ -29,8 +31,15 @@ def window_of(readout: str) -> int | None:
 
 
 def family_of(readout: str) -> str:
-    """The family of a readout: vanilla, or gap, whose passes hold the local averages too."""
-    return "vanilla" if pooling_of(readout) == "vanilla" else "gap"
+    """The family of a readout: vanilla, myrtle, or gap, whose passes hold the local averages too."""
+    pooling = pooling_of(readout)
+    return pooling if pooling in FAMILIES else "gap"
+
+
+def depths_of_myrtle() -> str:
+    """The depths of the Myrtle networks, in words."""
+    *others, last = BLOCKS
+    return f"{', '.join(map(str, others))} or {last}"
 
 
 def trained_by_default(readout: str) -> bool:
@@ -42,10 +51,11 @@ def trained_by_default(readout: str) -> bool:
 class Pass:
     """One pass of the recursion: every kernel of a readout family, at every depth, for given trained ends.
 
-    depths: depth L of the nets, L - 1 convolutions and a readout each, strictly increasing, at least 2.
-    readouts: names out of `READOUTS`, lap-C and lap-C-nngp, all of `family`. At depth 2 with both end layers fixed the
-    NTK is 0.  padding: of the convolutions and of the local averages.
-    Raises ValueError on depths that are none.
+    depths: depth L of the nets, L - 1 convolutions and a readout each, strictly increasing, at least 2; of the Myrtle
+    networks, which have no layers in common, one out of `BLOCKS`.
+    readouts: names out of `READOUTS`, lap-C and lap-C-nngp, myrtle and myrtle-nngp, all of `family`. At depth 2 with
+    both end layers fixed the NTK is 0.  padding: of the convolutions and of the local averages.
+    Raises ValueError on depths that are none, and on Myrtle networks with circular padding.
     """
 
     family: str
@@ -58,6 +68,15 @@ class Pass:
     def __post_init__(self) -> None:
         if not self.depths or list(self.depths) != sorted(set(self.depths)) or self.depths[0] < 2:
             raise ValueError(f"depths must be increasing integers of at least 2, not {self.depths}")
+        if self.family == "myrtle" and (len(self.depths) > 1 or self.depths[0] not in BLOCKS):
+            raise ValueError(f"a pass has one Myrtle network, {depths_of_myrtle()}, not {self.depths}")
+        if self.family == "myrtle" and self.padding != "zero":
+            raise ValueError(f"Myrtle networks pad with zeros, not {self.padding!r}")
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Of a Myrtle network: convolutions in each block."""
+        return BLOCKS[self.depths[0]]
 
     @property
     def ntk(self) -> bool:
@@ -70,8 +89,10 @@ class Pass:
         return tuple(dict.fromkeys(map(pooling_of, self.readouts)))
 
     def entry_layers(self, pairs: int, height: int, width: int) -> int:
-        """Work in entry-layers: pixel pairs times ReLU layers."""
+        """Work in entry-layers: pixel pairs times ReLU layers; a Myrtle network's pools leave a 16th of the pairs."""
         pixels = height * width
+        if self.family == "myrtle":
+            return pairs * sum(layers * (pixels**2 // 16**pools) for pools, layers in enumerate(self.blocks))
         return pairs * (pixels if self.family == "vanilla" else pixels**2) * (self.depths[-1] - 1)
 
 

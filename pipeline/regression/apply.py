@@ -5,18 +5,19 @@ import io
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from exact_ntk.config import CnnColumn
+from exact_ntk.config import CnnColumn, KernelColumn
 from exact_ntk.errors import ConfigError, DataError, Incomplete, NtkError, StoreError
 from exact_ntk.files import read_npz, write_atomic
 from exact_ntk.gram.plan import DTYPES
 from exact_ntk.images import OrderedImages
-from exact_ntk.kernels import cntk
+from exact_ntk.kernels import Pass, cntk_pass, require_memory, resolve_backend, self_pass
+from exact_ntk.kernels.passes import family_of
 from exact_ntk.progress import progress
 from exact_ntk.regression.cell import KernelCell
 from exact_ntk.regression.matrix import BATCH_BYTES, Matrix, hold, row_blocks
@@ -82,35 +83,33 @@ def mean_outputs(
     """ker(x, X) alpha of solved draws, their mean: (m, classes) in float64. x: images as they are (m, H, W, C)."""
     mean = torch.zeros((len(x), len(cell.images.classes)), dtype=torch.float64)
     solved = [(cell.places[k], solved_arrays(cell, k)["alpha"]) for k in draws]
-    compute = partial(
-        cntk,
-        depths=(cell.depth,),
-        readouts=(cell.column.kernel,),
-        train_first=cell.column.trains_first if cell.column.model == "cntk" else None,
-        train_last=cell.column.trains_last if cell.column.model == "cntk" else None,
-        backend=backend,
-        device=device,
-        dtype=DTYPES[dtype],
-    )
+    column, size = cell.column, cell.images.shape[1:]
+    job = Pass(family_of(column.readout), (cell.depth,), (column.kernel,), column.trains_first, column.trains_last)
+    resolved = resolve_backend(backend, device, DTYPES[dtype], *size, column.readout)
+    require_memory(resolved, device, job.family, DTYPES[dtype], *size)
+    how: dict[str, Any] = {"job": job, "backend": resolved, "dtype": DTYPES[dtype]}
+    between, within = partial(cntk_pass, **how), partial(self_pass, **how)
     with progress(f"{cell.name} L={cell.depth}", len(x) * len(draws), "image") as bar:
         for place, alpha in solved:
-            images = place.sources[0].images.with_new(x).x
+            images = place.sources[0].images.with_new(x).x.to(device)
             train, new = images[place.train], images[-len(x) :]
             for start in range(0, len(x), BLOCK_IMAGES):
                 part = slice(start, start + BLOCK_IMAGES)
-                kernel = _regressed(cell, compute, new[part], train)
+                kernel = _regressed(column, between, within, new[part], train)
                 mean[part] += (kernel @ torch.from_numpy(alpha).to(kernel)).cpu() / len(draws)
                 bar.update(len(new[part]))
     return mean
 
 
-def _regressed(cell: KernelCell, compute: Callable[..., Tensor], x: Tensor, train: Tensor) -> Tensor:
+def _regressed(
+    column: KernelColumn, between: Callable[..., Tensor], within: Callable[..., Tensor], x: Tensor, train: Tensor
+) -> Tensor:
     """The kernel of the column's regression between new and training images: as `KernelCell.matrix`."""
-    kernel = compute(x, train)[0, 0]
-    if cell.column.flips:
-        kernel = (kernel + compute(x, train.flip(-1))[0, 0]) / 2
-    if cell.column.unit_diagonal:
-        own, others = (compute(images, diagonal=True)[0, 0] for images in (x, train))
+    kernel = between(x, train)[0, 0]
+    if column.flips:
+        kernel = (kernel + between(x, train.flip(-1))[0, 0]) / 2
+    if column.unit_diagonal:
+        own, others = (within(images)[0, 0] for images in (x, train))
         kernel = kernel / (own[:, None] * others).sqrt()
     return kernel
 
