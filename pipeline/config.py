@@ -48,6 +48,12 @@ def _readout(value: Any) -> str:
     raise ValueError("should be 'vanilla', 'gap', 'myrtle' or 'lap-C' with C from 0 to 999, such as 'lap-4'")
 
 
+def _unit_diagonal(value: Any) -> bool | str:
+    if isinstance(value, bool) or value == "projected":
+        return value
+    raise ValueError("should be true, false or 'projected'")
+
+
 def _tile(value: Any) -> int | str:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096):
         return value
@@ -293,21 +299,24 @@ class KernelColumn(_Column):
     of Shankar et al. 2020, which pool twice on the way to a global average, of depth 5, 7 or 10.
     ridge: r stands for K + r mean(diag K) I; or how each draw chooses it.  on_indefinite: what to do when K is not
     positive definite.  flips: train on mirror images, too, by averaging the kernel over them.  unit_diagonal: scale to
-    K(x, x') / sqrt(K(x, x) K(x', x')), before that average.  early_stopping: report beside the regression what stopping
-    gradient flow early would give; none by default.
+    K(x, x') / sqrt(K(x, x) K(x', x')), before that average; projected: and take an NNGP kernel through one more ReLU
+    (Shankar et al. 2020).  early_stopping: report beside the regression what stopping gradient flow early would give;
+    none by default.
     """
 
     model: Literal["cntk", "nngp"]
     ridge: Ridge = 0.0
     on_indefinite: Literal["lu", "stop"] = "lu"
     flips: bool = False
-    unit_diagonal: bool = False
+    unit_diagonal: Annotated[bool | Literal["projected"], PlainValidator(_unit_diagonal)] = False
     early_stopping: EarlyStopping | None = None
 
     @model_validator(mode="after")
     def _trained(self) -> Self:
         if self.model == "cntk":
             self._refuse_untrained()
+            if self.unit_diagonal == "projected":
+                raise ValueError("unit_diagonal: projected is one more ReLU of an NNGP kernel: of the NTK ask for true")
         elif self.train_first is not None or self.train_last is not None:
             raise ValueError("the NNGP kernel is that of an untrained net: leave out train_first and train_last")
         return self

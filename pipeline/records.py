@@ -121,7 +121,7 @@ class KernelRecord(_CellRecord):
     draws: int
     ridge: float | None
     flips: bool = False
-    unit_diagonal: bool = False
+    unit_diagonal: bool | Literal["projected"] = False
     indefinite: bool
     backend: str
     dtype: str

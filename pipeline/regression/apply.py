@@ -20,7 +20,7 @@ from exact_ntk.kernels import Pass, cntk_pass, require_memory, resolve_backend, 
 from exact_ntk.kernels.passes import family_of
 from exact_ntk.progress import progress
 from exact_ntk.regression.cell import KernelCell
-from exact_ntk.regression.matrix import BATCH_BYTES, Matrix, hold, row_blocks
+from exact_ntk.regression.matrix import BATCH_BYTES, Matrix, hold, on_unit_diagonal, row_blocks
 from exact_ntk.regression.plan import DoesNotFit
 from exact_ntk.table import Table
 
@@ -105,13 +105,11 @@ def _regressed(
     column: KernelColumn, between: Callable[..., Tensor], within: Callable[..., Tensor], x: Tensor, train: Tensor
 ) -> Tensor:
     """The kernel of the column's regression between new and training images: as `KernelCell.matrix`."""
-    kernel = between(x, train)[0, 0]
-    if column.flips:
-        kernel = (kernel + between(x, train.flip(-1))[0, 0]) / 2
+    found = [between(x, others)[0, 0] for others in ((train, train.flip(-1)) if column.flips else (train,))]
     if column.unit_diagonal:
-        own, others = (within(images)[0, 0] for images in (x, train))
-        kernel = kernel / (own[:, None] * others).sqrt()
-    return kernel
+        of_rows, of_columns = (within(images)[0, 0].rsqrt() for images in (x, train))
+        found = [on_unit_diagonal(k, of_rows, of_columns, column.unit_diagonal == "projected") for k in found]
+    return torch.stack(found).mean(0)
 
 
 def predictions_csv(found: Tensor, classes: Sequence[str]) -> str:

@@ -82,7 +82,7 @@ class KernelCell:
             "on_indefinite": column.on_indefinite,
             "version": SOLVE_VERSION,
             **early,
-            **{key: True for key in ("flips", "unit_diagonal") if getattr(column, key)},
+            **{key: value for key in ("flips", "unit_diagonal") if (value := getattr(column, key))},
         }
 
     def path(self, k: int, source: Source) -> Path:
@@ -130,7 +130,8 @@ class KernelCell:
 
         def of(array: Array) -> Matrix:
             stored = Stored(store, array, rows, columns)
-            return UnitDiagonal(stored) if self.column.unit_diagonal else stored
+            unit = self.column.unit_diagonal
+            return UnitDiagonal(stored, unit == "projected") if unit else stored
 
         return Averaged(of(self.array), of(mirrored(self.array))) if self.column.flips else of(self.array)
 

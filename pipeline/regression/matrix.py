@@ -12,6 +12,7 @@ from torch import Tensor
 from exact_ntk.errors import NtkError
 from exact_ntk.gram.store import READ_AHEAD, GramStore
 from exact_ntk.gram.tiles import Array, kernel_of
+from exact_ntk.kernels.arccos import relu_duals, snap_to_unit
 
 # Rows multiplied at once: fixed, for it decides the last bits of a product. How many are read at once does not.
 BLOCK_ROWS = 512
@@ -100,11 +101,21 @@ class Window:
             yield i - top, j - left, values
 
 
+def on_unit_diagonal(k: Tensor, of_rows: Tensor, of_columns: Tensor, projected: bool) -> Tensor:
+    """K(x, x') / sqrt(K(x, x) K(x', x')); projected: the kernel of one more ReLU, of these correlations.
+
+    of_rows, of_columns: 1 / sqrt(K(x, x)) of each image.
+    """
+    scaled = k * of_rows[:, None] * of_columns
+    return relu_duals(snap_to_unit(scaled))[0] if projected else scaled
+
+
 @dataclass(frozen=True)
 class UnitDiagonal:
-    """K(x, x') / sqrt(K(x, x) K(x', x')), or that of K(x, Fx'), from a store."""
+    """A kernel `on_unit_diagonal`, K(x, x') or K(x, Fx'), from a store."""
 
     stored: Stored
+    projected: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -112,7 +123,7 @@ class UnitDiagonal:
 
     @property
     def piece_bytes(self) -> int:
-        return self.stored.piece_bytes + 8 * self.stored.store.shape.side**2
+        return self.stored.piece_bytes + (5 if self.projected else 1) * 8 * self.stored.store.shape.side**2
 
     @cached_property
     def _factors(self) -> tuple[Tensor, Tensor]:
@@ -130,7 +141,7 @@ class UnitDiagonal:
     def pieces(self, rows: slice, columns: slice) -> Iterator[Piece]:
         of_rows, of_columns = self._factors
         for i, j, values in self.stored.pieces(rows, columns):
-            yield i, j, values * of_rows[i][:, None] * of_columns[j]
+            yield i, j, on_unit_diagonal(values, of_rows[i], of_columns[j], self.projected)
 
 
 @dataclass(frozen=True)

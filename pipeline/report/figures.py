@@ -9,7 +9,12 @@ import numpy as np
 from exact_ntk.records import KernelRecord, NetworkRecord, Results
 from exact_ntk.report.drawing import Drawing, Line, Panel, panel
 
-TITLES = {"vanilla": "vanilla readout", "gap": "global average pooling", "lap": "local average pooling"}
+TITLES = {
+    "vanilla": "vanilla readout",
+    "gap": "global average pooling",
+    "lap": "local average pooling",
+    "myrtle": "Myrtle networks",
+}
 # What a network and a kernel must share for the gap between them to mean anything.
 SAME = ("readout", "train", "test", "train_first", "train_last")
 # What networks of one line may differ in.

@@ -138,6 +138,7 @@ def _paired(results: Results) -> list[str]:
 
 
 LEFT_OUT = {"loo": "leave-one-out", "holdout": "held-out"}
+UNIT = {False: "", True: ", unit diagonal", "projected": ", unit diagonal through one more ReLU"}
 SOURCES = {"test": "", "undrawn": " training images outside the draw", "both": " images outside the draw"}
 
 
@@ -154,7 +155,7 @@ def _describe(r: CellRecord, one_draw: bool) -> str:
     if isinstance(r, NetworkRecord):
         return f"{images}, width {r.width}, mean of {r.seeds} seeds"
     images += f", mean of {r.draws} draws" if r.draws > 1 else ""
-    images += ", with mirror images" * r.flips + ", unit diagonal" * r.unit_diagonal
+    images += ", with mirror images" * r.flips + UNIT[r.unit_diagonal]
     curve = r.by_draw[0].ridge
     if curve:
         return f"{images}, each draw's ridge by {LEFT_OUT[curve.select]} error"

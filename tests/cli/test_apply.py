@@ -29,6 +29,14 @@ def solved(tmp_path_factory) -> Path:
             **{"model": "cntk", "readout": "gap", "depths": [3], "name": "extras"},
             **{"preprocess": "zca", "flips": True, "unit_diagonal": True, "ridge": 0.001},
         },
+        {
+            "model": "nngp",
+            "readout": "myrtle",
+            "depths": [5],
+            "unit_diagonal": "projected",
+            "flips": True,
+            "ridge": 0.001,
+        },
         {"model": "cnn", "readout": "gap", "depths": [3], "width": 4, "name": "nets"},
     ]
     gram = {"backend": "reference", "tile": 10}
@@ -53,11 +61,11 @@ def predicted(folder: Path, *options: str) -> tuple[list[str], np.ndarray]:
     return [row.pop("label") for row in rows], np.array([[float(v) for v in row.values()] for row in rows])[:, 1:]
 
 
-@pytest.mark.parametrize("column", ["CNTK-GAP", "extras"])
-def test_predictions_for_test_images_as_new_ones_are_those_of_the_solve(solved: Path, column: str):
+@pytest.mark.parametrize("column, depth", [("CNTK-GAP", "3"), ("extras", "3"), ("NNGP-Myrtle", "5")])
+def test_predictions_for_test_images_as_new_ones_are_those_of_the_solve(solved: Path, column: str, depth: str):
     """extras: whitened, with mirror images, on a unit diagonal."""
-    labels, outputs = predicted(solved, "--column", column, "--depth", "3")
-    known = exported(solved, "predictions", "--column", column, "--depth", "3")
+    labels, outputs = predicted(solved, "--column", column, "--depth", depth)
+    known = exported(solved, "predictions", "--column", column, "--depth", depth)
     order = known["test_index"]
     assert known["from_test_set"].all()
     np.testing.assert_allclose(outputs[order], known["outputs"], atol=1e-5)
@@ -84,7 +92,7 @@ def test_exported_matrices_labels_and_eigenvalues_belong_together(solved: Path):
 BAD = {
     "an unknown column": (
         (*GAP[:1], "CNTK", *GAP[2:]),
-        "--column CNTK: there are CNTK-V-20, CNTK-GAP, extras, nets",
+        "--column CNTK: there are CNTK-V-20, CNTK-GAP, extras, NNGP-Myrtle, nets",
         2,
     ),
     "networks": (("--column", "nets", "--depth", "3"), "its networks keep no weights: kernel columns are CNTK-V-20", 2),
