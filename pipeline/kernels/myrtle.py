@@ -18,6 +18,7 @@ from exact_ntk.device import available_memory
 from exact_ntk.kernels import fused
 from exact_ntk.kernels.arccos import relu_duals, snap_to_unit
 from exact_ntk.kernels.fused import cpu as fused_cpu
+from exact_ntk.kernels.fused import gpu_myrtle as fused_gpu_myrtle
 from exact_ntk.kernels.inputs import LARGEST_PIXEL, Values, as_device, as_flag, as_names, as_tensor, require_range
 from exact_ntk.kernels.passes import BLOCKS
 from exact_ntk.kernels.reference import (
@@ -134,17 +135,19 @@ def _why_not_fused(
 ) -> str | None:
     if dtype == torch.float64:
         return "the fused kernels compute in float32 only"
-    if device.type != "cpu":
-        return "there are no fused Myrtle kernels on a GPU"
     if activation != "relu":
         return "the fused Myrtle kernels are those of the ReLU"
-    return fused.why_not(device, ("gap",), "zero", height, width) or fused_cpu.unavailable()
+    reason = fused.why_not(device, ("gap",), "zero", height, width)
+    if reason is None:
+        on_gpu = device.type == "cuda"
+        reason = fused_gpu_myrtle.unavailable(device, height, width) if on_gpu else fused_cpu.unavailable()
+    return reason
 
 
 def resolve_myrtle(
     backend: str, device: torch.device, dtype: torch.dtype | None, activation: str, height: int, width: int
 ) -> str:
-    """The backend that will run: "fused-cpu", "reference-cpu" or "reference-cuda".
+    """The backend that will run: "fused-cpu", "fused-cuda", "reference-cpu" or "reference-cuda".
 
     "auto" is fused where it can run, else reference, in float64, and a warning is logged once that says why. Raises
     ValueError for a name that is not a backend, for "fused" where it cannot run, and for float32 on the reference.
@@ -157,7 +160,7 @@ def resolve_myrtle(
     if backend != "reference":
         reason = _why_not_fused(device, dtype, activation, height, width)
         if reason is None:
-            return "fused-cpu"
+            return f"fused-{device.type}"
         if backend == "fused":
             raise ValueError(f"backend fused cannot run: {reason}")
     if dtype == torch.float32:
@@ -181,7 +184,9 @@ def myrtle_pass(
     diagonal: bool = False,
 ) -> tuple[Tensor | None, Tensor]:
     """As `reference_pass`, on a resolved backend (see `resolve_myrtle`); those that are fused have the ReLU's duals."""
-    compute = fused_cpu.myrtle_pass if backend == "fused-cpu" else partial(reference_pass, duals=duals)
+    compute: Callable[..., tuple[Tensor | None, Tensor]] = partial(reference_pass, duals=duals)
+    if backend.startswith("fused"):
+        compute = fused_cpu.myrtle_pass if backend == "fused-cpu" else fused_gpu_myrtle.myrtle_pass
     return compute(x1, x2, blocks, ntk=ntk, train_first=train_first, train_last=train_last, diagonal=diagonal)
 
 
@@ -216,7 +221,7 @@ def myrtle(
             K(x, x') / sqrt(K(x, x) K(x', x')), 1 on the diagonal; that of a blank image is 0.
         activation: "relu", or "gaussian", whose K is n exp(lam - 1) in place of the ReLU's.
         train_first, train_last: whether the first convolution and the readout layer are trained.
-        backend: "auto", "fused" (on a CPU, ReLU, images up to 32 x 64) or "reference".
+        backend: "auto", "fused" (ReLU, images up to 32 x 64) or "reference".
         device: where to compute; None is x1's device.
         dtype: arithmetic: torch.float32 with sums, equal and nearly equal images in float64, which is what the fused
             kernels have, or torch.float64, which the reference has. None is the one that the backend has.

@@ -1,9 +1,7 @@
-// gpu.cu on the emulated warp; GPU_SOURCE is the path of the source with its constants. `run` is 0 where a kernel of the name
-// takes so many arguments.
+// A source of GPU kernels on the emulated warp; GPU_SOURCE is its path, with its constants, and NTK_KERNELS names its kernels.
+// `run` is 0 where a kernel of the name takes so many arguments.
 #include "emulated_warp.h"
 #include GPU_SOURCE
-
-#define NTK_KERNELS(DO) DO(ntk_pooled) DO(ntk_vanilla) DO(ntk_zero_offset) DO(ntk_collect) DO(ntk_multiply_adds)
 
 extern "C" int parameters(const char* name) {
 #define NTK_COUNT(kernel) \

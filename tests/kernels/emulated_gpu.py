@@ -1,7 +1,8 @@
-"""Launches the GPU kernels' own source on a CPU: g++ compiles gpu.cu over `emulated_warp.h`."""
+"""Launches the GPU kernels' own source on a CPU: g++ compiles it over `emulated_warp.h`."""
 
 import ctypes
 import functools
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -26,11 +27,12 @@ FLAGS = (
 
 @functools.cache
 def library(code: str) -> ctypes.CDLL:
-    """gpu.cu with its constants as a library."""
+    """gpu.cu, or another source of kernels, with its constants as a library."""
     folder = Path(SCRATCH.name)
     source, made = folder / f"{digest(code)}.cu", folder / f"{digest(code)}.so"
     source.write_text(code)
-    command = [*compilers()[0], *FLAGS, f"-I{SOURCES}", f'-DGPU_SOURCE="{source}"']
+    kernels = " ".join(f"DO({name})" for name in dict.fromkeys(re.findall(r"\bntk_\w+", code)))
+    command = [*compilers()[0], *FLAGS, f"-I{SOURCES}", f'-DGPU_SOURCE="{source}"', f"-DNTK_KERNELS(DO)={kernels}"]
     subprocess.run([*command, str(HERE / "emulated_gpu.cpp"), "-o", str(made)], check=True)
     return ctypes.CDLL(str(made))
 

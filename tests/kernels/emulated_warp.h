@@ -25,6 +25,9 @@
 struct float4 {
     float x, y, z, w;
 };
+struct float2 {
+    float x, y;
+};
 struct Index {
     unsigned x, y, z;
 };

@@ -13,7 +13,7 @@ import torch
 
 from exact_ntk import kernels
 from exact_ntk.kernels import READOUTS
-from exact_ntk.kernels.fused import LONG_SIDE, SHORT_SIDE, build, gpu
+from exact_ntk.kernels.fused import LONG_SIDE, SHORT_SIDE, build, gpu, gpu_myrtle
 from exact_ntk.kernels.fused.build import CompileError, compilers
 from exact_ntk.kernels.fused.layout import LANES, LARGE_TILE_ENTRIES, SHARED_BYTES, find_layout
 from exact_ntk.kernels.passes import Pass
@@ -352,7 +352,7 @@ GPU = torch.device("cuda:0")
 @pytest.fixture
 def fresh():
     """Forget what earlier tests found, before and after."""
-    caches = (gpu.unavailable, gpu._cubin, gpu._object_code, gpu._kernel, warn_once)
+    caches = (gpu.unavailable, gpu_myrtle.unavailable, gpu._cubin, gpu._object_code, gpu._kernel, warn_once)
     for cache in caches:
         cache.cache_clear()
     yield

@@ -162,5 +162,3 @@ def test_what_fused_does_not_cover_falls_back_and_is_said_once(caplog):
     ]:
         with pytest.raises(ValueError, match=words):
             resolved(**options)
-    with pytest.raises(ValueError, match="no fused Myrtle kernels on a GPU"):
-        resolve_myrtle("fused", torch.device("cuda"), None, "relu", 8, 8)

@@ -2,8 +2,9 @@
 
 `arithmetic.h` is one recursion step for one lane type, shared by the loops over planes. On a CPU (`cpu.cpp`) those are
 in `planes.h`, with images and normalisers in `images.h`, and `pooled.h`, `vanilla.h` and `myrtle.h` lead pairs through
-them; on a GPU all is in `gpu.cu`. float32 arithmetic with float64 sums and a float64 zero offset; any number of
-channels, any H x W with min(H, W) <= 32 and max(H, W) <= 64, and on a CPU vanilla kernels of any size.
+them; on a GPU planes are in `warp.cuh`, and `gpu.cu` and `gpu_myrtle.cu` lead pairs through them. float32 arithmetic
+with float64 sums and a float64 zero offset; any number of channels, any H x W with min(H, W) <= 32 and
+max(H, W) <= 64, and on a CPU vanilla kernels of any size.
 """
 
 from collections.abc import Sequence

@@ -39,7 +39,7 @@ CPU_SOURCES = (
     "vanilla.h",
     "cpu.cpp",
 )
-GPU_SOURCES = ("arithmetic.h", "windows.h", "warp.cuh", "gpu.cu")
+GPU_SOURCES = ("arithmetic.h", "windows.h", "warp.cuh", "gpu.cu", "gpu_myrtle.cu", "gpu_myrtle_exact.cu")
 # Not -ffast-math: it turns NaN checks off, and a library linked with it flushes denormals in the whole process.
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread"),

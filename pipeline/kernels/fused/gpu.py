@@ -117,6 +117,20 @@ def unavailable(device: torch.device, height: int, width: int) -> str | None:
     Compiles them for images of this size if not yet done, and runs each on one image: some of what a driver refuses it
     reports only then, or only when waited for.
     """
+
+    def run(x: Tensor, capability: tuple[int, int]) -> None:
+        _cubin(capability, source(find_layout(height, width), True, False))
+        for family in FAMILIES:
+            cntk_pass(x, None, Pass(family, (3,), (family,), False, False))
+            torch.cuda.synchronize(x.device)
+
+    return why_not_running(device, height, width, run)
+
+
+def why_not_running(
+    device: torch.device, height: int, width: int, run: Callable[[Tensor, tuple[int, int]], None]
+) -> str | None:
+    """Why `run` fails, or cannot be run, on an image of this size on `device` with its compute capability, or None."""
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA driver or GPU"
     device = _indexed(device)
@@ -125,11 +139,7 @@ def unavailable(device: torch.device, height: int, width: int) -> str | None:
         name, (has, needs) = torch.cuda.get_device_name(device), (".".join(map(str, c)) for c in (capability, OLDEST))
         return f"{name} is too old: it has compute capability {has}, and they need {needs}"
     try:
-        _cubin(capability, source(find_layout(height, width), True, False))
-        x = torch.ones((1, 1, height, width), device=device)
-        for family in FAMILIES:
-            cntk_pass(x, None, Pass(family, (3,), (family,), False, False))
-            torch.cuda.synchronize(device)
+        run(torch.ones((1, 1, height, width), device=device), capability)
     except CompileError as error:
         return str(error)
     except ImportError as error:
@@ -142,17 +152,22 @@ def unavailable(device: torch.device, height: int, width: int) -> str | None:
     return None
 
 
-def _power_of_two(exponent: Tensor) -> Tensor:
+def power_of_two(exponent: Tensor) -> Tensor:
     """2^exponent in float64, by its bits: exact on any device, as torch.ldexp is not."""
     return (exponent.long() + 1023 << 52).view(torch.float64)
 
 
-def _hashes(x: Tensor) -> Tensor:
+def hashes(x: Tensor) -> Tensor:
     """(n) integers that are equal for images of equal pixels."""
     bits = (x + 0.0).flatten(1).view(torch.int32).long()  # + 0: -0 and 0 are equal
     weights = torch.arange(1, bits.shape[1] + 1, device=x.device) * 0x1E3779B97F4A7C15
     weights = (weights ^ (weights >> 29)) * 0x3F58476D1CE4E5B9
     return (bits * (weights | 1)).sum(1)
+
+
+def normalisers(d: Tensor) -> Tensor:
+    """Deviations (n, layers, H, W) -> (n, layers, 2, H, W): they, and their reciprocals or 0."""
+    return torch.stack([d, torch.where(d > 0, 1 / d, 0.0)], 2)
 
 
 class ImageTables:
@@ -172,7 +187,7 @@ class ImageTables:
         self.scale = torch.empty(n, dtype=torch.float64, device=x.device)
         self.hash = torch.empty(n, dtype=torch.int64, device=x.device)
         # Their making takes several times the memory that they do.
-        for part in _strips(n, max(1, BUILD_BYTES // (8 * self.bytes_each(layout, channels, layers)))):
+        for part in strips(n, max(1, BUILD_BYTES // (8 * self.bytes_each(layout, channels, layers)))):
             self._build(part, x[part], layers)
 
     def _build(self, part: slice, x: Tensor, layers: int) -> None:
@@ -180,17 +195,17 @@ class ImageTables:
         d = torch.stack(deviations(x, layers), 1)
         largest = d[:, 0].flatten(1).amax(1)
         exponent = torch.where(largest > 0, torch.frexp(largest).exponent - 1, 0)
-        factor = _power_of_two(-exponent)[:, None, None, None]
+        factor = power_of_two(-exponent)[:, None, None, None]
         d, pixels = d * factor, x.double() * factor
-        normalisers = torch.stack([d, torch.where(d > 0, 1 / d, 0.0)], 2)
+        both = normalisers(d)
         self.exact[part, :channels] = pixels
-        self.exact[part, channels:] = normalisers.flatten(1, 2)
+        self.exact[part, channels:] = both.flatten(1, 2)
         tables = self.tables[part, ..., :rows, :columns]
         tables[:, : self.channel_stages].flatten(1, 2)[:, :channels] = pixels.float()
         present = (d >= SMALLEST_NORM)[:, :, None]
-        tables[:, self.channel_stages :] = torch.where(present, normalisers, 0.0)
-        self.scale[part] = _power_of_two(exponent)
-        self.hash[part] = _hashes(x)
+        tables[:, self.channel_stages :] = torch.where(present, both, 0.0)
+        self.scale[part] = power_of_two(exponent)
+        self.hash[part] = hashes(x)
 
     @staticmethod
     def bytes_each(layout: Layout, channels: int, layers: int) -> int:
@@ -296,7 +311,7 @@ class _Job:
     def parts(self, total: int, entries: int, at_most: int | None = None) -> Iterator[tuple[int, int]]:
         """(first, count) of launches that together do `total` items of so many entries a layer each."""
         size = max(1, self.most // (entries * self.layers))
-        return ((part.start, part.stop - part.start) for part in _strips(total, min(size, at_most or size)))
+        return ((part.start, part.stop - part.start) for part in strips(total, min(size, at_most or size)))
 
     def zero_offset(self, blocks: int, first: int, count: int, symmetric: bool, partial: int, again: int) -> None:
         self.launch(
@@ -366,7 +381,7 @@ class _Job:
             self.zero_offset(min(AGAIN_BLOCKS, count), first, count, False, 0, again.data_ptr())
 
 
-def _strips(n: int, size: int) -> Iterator[slice]:
+def strips(n: int, size: int) -> Iterator[slice]:
     return (slice(k, min(k + size, n)) for k in range(0, n, size))
 
 
@@ -408,15 +423,15 @@ def cntk_pass(
     layers, layout = max(job.depths) - 1, find_layout(*x1.shape[2:])
     launch = make_launcher(x1.device, _source_of(job, layout))
     poolings = _Poolings.of(job, layout, x1.device)
-    a, b = _turned(x1, layout), None if x2 is None else _turned(x2, layout)
+    a, b = turned(x1, layout), None if x2 is None else turned(x2, layout)
     size = _strip_size(a, layout, layers, strip_bytes)
     read, most = _bits(job, a.device), entry_layers_a_launch(a.device)
     n1, n2 = len(a), len(a if b is None else b)
     slots = len(job.poolings) * len(job.depths)
     sums = torch.zeros((2, slots, n1, n2), dtype=torch.float64, device=a.device)
-    for rows in _strips(n1, size):
+    for rows in strips(n1, size):
         first = ImageTables(a[rows], layout, layers)
-        for columns in _strips(n2, size):
+        for columns in strips(n2, size):
             if b is None and columns.start > rows.start:
                 break  # above the diagonal: mirrored
             diagonal = b is None and columns == rows
@@ -443,10 +458,10 @@ def self_pass(
     layers, layout = max(job.depths) - 1, find_layout(*x.shape[2:])
     launch = make_launcher(x.device, _source_of(job, layout))
     poolings = _Poolings.of(job, layout, x.device)
-    x = _turned(x, layout)
+    x = turned(x, layout)
     read, most = _bits(job, x.device), entry_layers_a_launch(x.device)
     sums = torch.zeros((2, len(job.poolings) * len(job.depths), len(x)), dtype=torch.float64, device=x.device)
-    for part in _strips(len(x), _strip_size(x, layout, layers, strip_bytes)):
+    for part in strips(len(x), _strip_size(x, layout, layers, strip_bytes)):
         tables = ImageTables(x[part], layout, layers)
         corner = sums[:, :, None, part].expand(-1, -1, len(tables), -1)
         work = _Job(launch, layout, tables, tables, False, layers, corner, read, poolings, most, own=True)
@@ -454,21 +469,22 @@ def self_pass(
     return values_of(sums.unflatten(1, (len(job.poolings), -1)), job, layout.rows * layout.columns)
 
 
-def _turned(x: Tensor, layout: Layout) -> Tensor:
+def turned(x: Tensor, layout: Layout) -> Tensor:
     """Contiguous float32 images, transposed where the layout is."""
     transposed = (layout.rows, layout.columns) != tuple(x.shape[2:])
     return (x.mT if transposed else x).to(torch.float32).contiguous()
 
 
-def _strip_size(x: Tensor, layout: Layout, layers: int, strip_bytes: int | None) -> int:
-    size = (strip_bytes or _strip_bytes(x.device)) // ImageTables.bytes_each(layout, x.shape[1], layers)
-    return max(1, min(STRIP_IMAGES, size))
+def _strip_size(x: Tensor, layout: Layout, layers: int, at_most: int | None) -> int:
+    at_most = at_most or share_of_memory(x.device, STRIP_BYTES, STRIP_SHARE)
+    return max(1, min(STRIP_IMAGES, at_most // ImageTables.bytes_each(layout, x.shape[1], layers)))
 
 
-def _strip_bytes(device: torch.device) -> int:
+def share_of_memory(device: torch.device, most: int, share: int) -> int:
+    """So many bytes, on a GPU at most one part in `share` of its memory, of all and not of what is free."""
     if device.type != "cuda":
-        return STRIP_BYTES
-    return min(STRIP_BYTES, torch.cuda.get_device_properties(device).total_memory // STRIP_SHARE)
+        return most
+    return min(most, torch.cuda.get_device_properties(device).total_memory // share)
 
 
 @functools.cache

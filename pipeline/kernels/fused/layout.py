@@ -1,6 +1,7 @@
 """How offset planes lie in the warps of a GPU: tiles of a plane in registers, chosen by a count of instructions."""
 
 import functools
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields, replace
 
 LANES, MOST_WARPS = 32, 8
@@ -74,7 +75,18 @@ class Layout:
 
     def cost_of_pair(self) -> float:
         """Lane instructions a layer of all planes of a pair."""
-        rounds = -(-self.group * self.rows // (self.warps * self.planes))
+        return self._cost(-(-self.group * self.rows // (self.warps * self.planes)))
+
+    def run(self, step: int) -> int:
+        """Offsets d1 that some lanes go through one after another, a multiple of `step`: see gpu_myrtle.cu."""
+        runs = self.warps * self.planes // self.group
+        return -(-self.rows // (runs * step)) * step
+
+    def cost_of_walk(self, step: int) -> float:
+        """As `cost_of_pair` where planes of one d2 are led by the same lanes."""
+        return self._cost(self.run(step))
+
+    def _cost(self, rounds: int) -> float:
         lanes = self.warps * LANES * self.lane_rows * self.lane_columns
         busy = self.planes * self.rows * self.columns / (LANES * self.lane_rows * self.lane_columns)
         return self.chunks * rounds * (lanes * self.cost_of_entry() * busy + COPY_COST * self.buffer)
@@ -84,27 +96,50 @@ class Layout:
         return "".join(f"#define {f.name.upper()} {v}\n" for f, v in zip(fields(self), astuple(self), strict=True))
 
 
-def _tiles(height: int, width: int, entries: int) -> list[Layout]:
+def _tiles(rows: int, columns: int, entries: int, step: int = 1) -> list[Layout]:
+    """Tiles of at most so many entries, their sides multiples of `step`."""
     return [
         layout
-        for rows, columns in dict.fromkeys([(height, width), (width, height)])
-        for c in range(1, min(columns, 8) + 1)
-        for r in range(1, min(rows, entries // c) + 1)
+        for c in range(step, min(columns, 8) + 1, step)
+        for r in range(step, min(rows, entries // c) + 1, step)
         if (layout := Layout(rows, columns, r, c)).tiles[0] * layout.tiles[1] <= LANES
+    ]
+
+
+def _cheapest_tile(sizes: Iterable[tuple[int, int]], step: int = 1) -> Layout:
+    for entries in (TILE_ENTRIES, LARGE_TILE_ENTRIES):
+        if found := [tile for size in dict.fromkeys(sizes) for tile in _tiles(*size, entries, step)]:
+            return min(found, key=Layout.cost_of_entry)
+    raise ValueError(f"no lanes hold a plane of {sizes}")
+
+
+def _blocks(tile: Layout) -> list[Layout]:
+    """How blocks may share an image pair's tables; a thread copies one column."""
+    return [
+        layout
+        for warps in range(MOST_WARPS, 0, -1)
+        for group in range(1, tile.columns + 1)
+        if 4 * (layout := replace(tile, warps=warps, group=group)).buffer <= SHARED_BYTES
+        and layout.padded[1] <= LANES * warps
     ]
 
 
 @functools.cache
 def find_layout(height: int, width: int) -> Layout:
     """The layout of least cost for height x width images, which are transposed where it says (width, height)."""
-    tile = min(
-        _tiles(height, width, TILE_ENTRIES) or _tiles(height, width, LARGE_TILE_ENTRIES), key=Layout.cost_of_entry
-    )
-    blocks = [
-        layout
-        for warps in range(MOST_WARPS, 0, -1)
-        for group in range(1, tile.columns + 1)
-        if 4 * (layout := replace(tile, warps=warps, group=group)).buffer <= SHARED_BYTES
-        and layout.padded[1] <= LANES * warps  # a thread copies one column
-    ]
-    return min(blocks, key=Layout.cost_of_pair)
+    return min(_blocks(_cheapest_tile([(height, width), (width, height)])), key=Layout.cost_of_pair)
+
+
+@functools.cache
+def find_level_layouts(height: int, width: int) -> tuple[Layout, ...]:
+    """Those of a Myrtle network's levels, each half the side of the one before: see gpu_myrtle.cu.
+
+    A lane pools its own tile, so tiles have even sides on all but the last level.
+    """
+    sizes, found = [(height, width), (width, height)], []
+    for step in (2, 2, 1):
+        tile = _cheapest_tile(sizes, step)
+        blocks = [b for b in _blocks(tile) if b.group <= b.warps * b.planes]
+        found.append(min(blocks, key=functools.partial(Layout.cost_of_walk, step=step)))
+        sizes = [(tile.rows // 2, tile.columns // 2)]
+    return tuple(found)
