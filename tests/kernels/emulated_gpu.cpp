@@ -1,6 +1,5 @@
 // A source of GPU kernels on the emulated warp; GPU_SOURCE is its path, with its constants, and NTK_KERNELS names its kernels.
-// `run` is 0 where a kernel of the name takes so many arguments.
-#include "emulated_warp.h"
+// It comes after emulated_warp.h. `run` is 0 where a kernel of the name takes so many arguments.
 #include GPU_SOURCE
 
 extern "C" int parameters(const char* name) {

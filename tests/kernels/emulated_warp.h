@@ -1,7 +1,6 @@
 // Enough of CUDA for gpu.cu to run on a CPU as it stands: every thread of a block is a fiber, and a warp's shuffles
 // and a block's barriers are where fibers wait for one another. Warps run as far ahead of the others as barriers let
 // them, in either order, so that a missing barrier shows.
-#pragma once
 #include <setjmp.h>
 #include <ucontext.h>
 

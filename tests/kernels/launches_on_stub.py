@@ -8,11 +8,14 @@ import sys
 
 import torch
 
-from exact_ntk.kernels.fused import gpu
+from exact_ntk.kernels.fused import gpu, gpu_myrtle
 from exact_ntk.kernels.passes import Pass
 
 CAPABILITY = (9, 0)
+FAILING = ("load", "ntk_zero_offset", "ntk_myrtle_exact")
 JOBS = [Pass("vanilla", (2, 3), ("vanilla",), False, True), Pass("gap", (3,), ("gap",), False, False)]
+
+MYRTLE = dict(blocks=(2, 1, 1), ntk=True, train_first=True, train_last=True)
 
 
 class Stream:
@@ -33,13 +36,20 @@ def values(index: int) -> list[float]:
         return gpu.launcher(torch.device("cuda", index), code)
 
     x = torch.randn(3, 1, 3, 2, generator=torch.Generator().manual_seed(0))
-    return [v for job in JOBS for v in gpu.cntk_pass(x, None, job, on_device).flatten().tolist()]
+    found = [v for job in JOBS for v in gpu.cntk_pass(x, None, job, on_device).flatten().tolist()]
+    return found + myrtle_values(on_device)
+
+
+def myrtle_values(make_launcher: gpu_myrtle.MakeLauncher) -> list[float]:
+    """Of a few images in the host's memory."""
+    x = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    return torch.stack(gpu_myrtle.myrtle_pass(x, None, make_launcher=make_launcher, **MYRTLE)).flatten().tolist()
 
 
 def why_not() -> str | None:
-    for cache in (gpu.unavailable, gpu._object_code, gpu._kernel):
+    for cache in (gpu.unavailable, gpu_myrtle.unavailable, gpu._object_code, gpu._kernel):
         cache.cache_clear()
-    return gpu.unavailable(torch.device("cuda", 0), 3, 2)
+    return gpu.unavailable(torch.device("cuda", 0), 3, 2) or gpu_myrtle.unavailable(torch.device("cuda", 0), 4, 4)
 
 
 def main() -> None:
@@ -58,12 +68,11 @@ def main() -> None:
     found = {"values": [values(0)]}
     Stream.cuda_stream = 0x7700
     found["values"].append(values(1))
-    on_first = functools.partial(
-        gpu.cntk_pass, make_launcher=lambda _, code: gpu.launcher(torch.device("cuda", 0), code)
-    )
-    gpu.cntk_pass = on_first
+    on_first = dict(make_launcher=lambda _, code: gpu.launcher(torch.device("cuda", 0), code))
+    gpu.cntk_pass = functools.partial(gpu.cntk_pass, **on_first)
+    gpu_myrtle.myrtle_pass = functools.partial(gpu_myrtle.myrtle_pass, **on_first)
     found["fine"] = why_not()
-    for failing in ("load", "ntk_zero_offset"):
+    for failing in FAILING:
         os.environ["STUB_FAIL"] = failing
         found[failing] = why_not()
     print(json.dumps(found))

@@ -1,5 +1,5 @@
-// libcuda.so.1 for a machine without a GPU: two devices, whose kernels are those of the library that $STUB_KERNELS names
-// (emulated_gpu.cpp), run where they are launched. So launches go through cuda.core as they would to a real driver. Says on
+// libcuda.so.1 for a machine without a GPU: two devices, whose kernels are those of the libraries that $STUB_KERNELS names
+// (emulated_gpu.cpp), a colon between them, run where they are launched. So launches go through cuda.core as they would to a real driver. Says on
 // stderr what is asked of it. $STUB_FAIL: "load", or the name of a kernel whose launch fails.
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -57,9 +57,15 @@ int cuLibraryGetKernel(Kernel** kernel, int* library, const char* name) {
 int cuKernelGetFunction(void** function, Kernel* kernel) { return *function = kernel, OK; }
 
 int cuLaunchKernelEx(const Launch* launch, Kernel* kernel, void** parameters, void** extra) {
-    void* kernels = dlopen(getenv("STUB_KERNELS"), RTLD_NOW);
+    char names[4096] = {}, *rest = names;
+    strncpy(names, getenv("STUB_KERNELS"), sizeof(names) - 1);
+    void* kernels;
+    int count = -1;
+    for (char* name; count < 0 && (name = strsep(&rest, ":"));) {
+        kernels = dlopen(name, RTLD_NOW);
+        count = ((int (*)(const char*))dlsym(kernels, "parameters"))(kernel->name);
+    }
     int (*run)(const char*, long, int, const int64_t*, int) = dlsym(kernels, "run");
-    const int count = ((int (*)(const char*))dlsym(kernels, "parameters"))(kernel->name);
     int64_t arguments[32];
     for (int k = 0; k < count; k++) memcpy(&arguments[k], parameters[k], 8);
     fprintf(stderr, "launch %s of %d on %d, stream %#lx\n", kernel->name, kernel->context, device_of(current),

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from exact_ntk.kernels.fused import build, gpu
+from exact_ntk.kernels.fused import build, gpu, gpu_myrtle
 from exact_ntk.kernels.fused.build import compilers
-from exact_ntk.kernels.fused.layout import find_layout
+from exact_ntk.kernels.fused.layout import find_layout, find_level_layouts
 from tests.kernels import emulated_gpu
-from tests.kernels.launches_on_stub import CAPABILITY, JOBS
+from tests.kernels.launches_on_stub import CAPABILITY, FAILING, JOBS, myrtle_values
 
 HERE = Path(__file__).parent
 LAUNCH = re.compile(r"launch (\w+) of (\d) on (\d), stream (0x[0-9a-f]+)")
@@ -32,11 +32,15 @@ def seen(tmp_path_factory) -> tuple[dict, list[str]]:
         [*compilers()[0], "-x", "c", "-shared", "-fPIC", HERE / "stub_driver.c", "-o", stub, "-ldl"], check=True
     )
     (code,) = {gpu.source(find_layout(3, 2), True, job.train_first) for job in JOBS}
-    # Compiled here, for NVRTC does not run beside the stub.
-    build.build_cubin(folder / "ntk", code, "sm_{}{}".format(*CAPABILITY))
+    codes = [code, *gpu_myrtle.sources(find_level_layouts(4, 4), True, True)]
+    # NVRTC does not run beside the stub, which looks at the first bytes alone.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "compile_cubin", lambda *_: b"\x7fELF")
+        for each in codes:
+            build.build_cubin(folder / "ntk", each, "sm_{}{}".format(*CAPABILITY))
     environment = {
         "LD_LIBRARY_PATH": f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}",
-        "STUB_KERNELS": emulated_gpu.library(code)._name,
+        "STUB_KERNELS": ":".join(emulated_gpu.library(each)._name for each in codes),
         "XDG_CACHE_HOME": str(folder),
         # The setting under which a stream's handle of 0 would no longer be torch's default stream.
         "CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM": "1",
@@ -61,6 +65,7 @@ def test_kernels_get_what_they_ask_for(seen):
     found, _ = seen
     x = torch.randn(3, 1, 3, 2, generator=torch.Generator().manual_seed(0))
     expected = [v for job in JOBS for v in gpu.cntk_pass(x, None, job, emulated_gpu.emulator).flatten().tolist()]
+    expected += myrtle_values(emulated_gpu.emulator)
     assert found["values"] == [expected, expected]
 
 
@@ -80,17 +85,18 @@ def test_launches_go_to_the_images_device_and_torchs_stream(seen):
 def test_a_device_loads_its_kernels_once(seen):
     _, lines = seen
     before = lines[: next(k for k, line in enumerate(lines) if "on 1, stream" in line) + 1]
-    assert [line for line in before if line.startswith("load")] == ["load on 0", "load on 1"]
+    assert [line for line in before if line.startswith("load")] == ["load on 0"] * 5 + ["load on 1"]
     assert not [line for line in lines if "stub has not" in line]
 
 
 def test_every_kernel_is_launched_before_it_counts_as_running(seen):
     found, lines = seen
     assert found["fine"] is None
-    assert {name for name, *_ in launches(lines)} == {"ntk_vanilla", "ntk_pooled", "ntk_zero_offset", "ntk_collect"}
+    kernels = {"ntk_vanilla", "ntk_pooled", "ntk_zero_offset", "ntk_collect", "ntk_myrtle_collect", "ntk_myrtle_exact"}
+    assert {name for name, *_ in launches(lines)} == kernels | set(map(gpu_myrtle.level_name, range(gpu_myrtle.LEVELS)))
 
 
-@pytest.mark.parametrize("failing", ["load", "ntk_zero_offset"])
+@pytest.mark.parametrize("failing", FAILING)
 def test_a_driver_that_refuses_is_named_in_one_line(seen, failing):
     reason = seen[0][failing]
     assert reason.startswith("the driver cannot run the kernels (")
