@@ -62,7 +62,8 @@ ConfigName = Annotated[
     str,
     typer.Argument(
         metavar="[CONFIG]",
-        help="A bundled config (digits, digits-width, digits-beyond, cifar10, cifar10-2k) or the path of a YAML file.",
+        help="A bundled config (digits, digits-width, digits-beyond, cifar10, cifar10-2k, cifar10-beyond) or the path "
+        "of a YAML file.",
         autocompletion=_complete_config,
     ),
 ]

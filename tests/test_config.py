@@ -12,6 +12,8 @@ from exact_ntk.kernels.passes import window_of
 from exact_ntk.report.paired import counterparts
 from exact_ntk.settings import bundled, load_config
 
+PUBLISHED = Path(__file__).parents[1] / "results" / "published"
+
 
 def test_bundled_configs_are_valid_and_named_after_their_file():
     for name in bundled():
@@ -27,14 +29,36 @@ def test_cifar10_is_the_papers_table():
 
 def test_digits_beyond_tells_what_each_choice_does_by_itself():
     config = load_config("digits-beyond")
-    ends = {(c.trains_first, c.trains_last, c.train.n, c.train.draws, c.depths) for c in config.columns}
+    ends = {(c.trains_first, c.trains_last, c.train.n, c.train.draws) for c in config.columns}
     assert len(ends) == 1
+    assert len({c.depths for c in config.columns if c.readout != "myrtle"}) == 1
     assert not any(c.flips for c in config.columns)  # a mirrored digit is another sign
     pairs = counterparts(config)
     for choice in ("loo minus GAP", "loo-unit minus GAP-loo", "loo-ZCA minus GAP-loo"):
         one, other = choice.split(" minus ")
         assert (f"GAP-{one}", other) in pairs
+    assert ("Myrtle-loo", "Myrtle") in pairs
     assert {("LAP-1", "GAP"), ("LAP-2", "V"), ("GAP", "V"), ("GAP-loo-ZCA", "V-loo-ZCA")} <= set(pairs)
+
+
+def test_cifar10_beyond_goes_one_step_at_a_time():
+    """Plain, with a chosen ridge, with mirror images, whitened: of every readout and both kernels."""
+    config = load_config("cifar10-beyond")
+    readouts = {"vanilla", "gap", "lap-4", "lap-8", "lap-12", "myrtle"}
+    assert {(c.readout, c.model) for c in config.columns} == {(r, m) for r in readouts for m in ("cntk", "nngp")}
+    assert all(c.trains_first and c.trains_last for c in config.columns if c.model == "cntk")
+    pairs, names = counterparts(config), config.column_names
+    assert all((names[k], names[k - 1]) in pairs for k in range(len(names)) if k % 4)
+    # Li et al. 2019, tables 1 and 2.
+    assert [config.columns[names.index(name)].paper for name in ("LAP-12-loo", "LAP-12-NNGP-flips-loo")] == [
+        (80.11,),
+        (82.13,),
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*/config.yaml")), ids=lambda path: path.parent.name)
+def test_a_published_table_can_be_computed_again(path: Path):
+    assert load_config(str(path)).name == path.parent.name
 
 
 def test_digits_has_all_six_columns():

@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ from exact_ntk.networks.stage import runs_left
 from exact_ntk.regression import panels
 from exact_ntk.regression.stage import PROGRAM_BYTES
 from exact_ntk.table import Table
+from tests.conftest import digit_arrays
 from tests.made_up import fill, table_of
 
 PLENTY = 10**10
@@ -53,6 +55,22 @@ def pairs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(TileComputer, "block", count)
     monkeypatch.setattr(TileComputer, "pairs_per_second", lambda self, arrays: 1000.0)
     return counted
+
+
+def test_the_bundled_table_beyond_the_papers_is_planned(tmp_path: Path, pairs: Counter[str]):
+    """On 4 x 4 images in place of its own: every array a pass of its store, Myrtle networks a pass a depth."""
+    np.savez(tmp_path / "digits.npz", **digit_arrays(24, 8, side=4))
+    data = f"data={{dataset: npz, path: {tmp_path / 'digits.npz'}}}"
+    table = table_of("cifar10-beyond", tmp_path, data, "gram.backend=reference", "gram.tile=24")
+    found = forecast_of(table)
+    assert found.lacks(tmp_path) == []
+    # Of two tiles: 5 readouts and 2 depths, 2 kernels, plain and mirrored, standard and whitened.
+    assert found.files == 2 * 7 * 2 * 2 * 2
+    whole = 24 * 25 // 2 + 8 * 24
+    passes = 5 * (16 + 16**2) + 16**2 * (2 + 3 + 4 / 16 + 4 / 256)
+    filler, requests = filler_of(table), table.requests()
+    shared = shares(filler.plan(requests), requests).values()
+    assert sum(filler.entry_layers(share) for column in shared for share in column) == whole * 4 * passes
 
 
 def as_run_fills(table: Table, pairs: Counter[str]) -> dict[str, tuple[int, int, int]]:

@@ -407,7 +407,7 @@ def test_help_needs_no_heavy_import_and_completion_knows_the_configs(folder: Pat
     assert shown.stdout.strip().endswith("[]")
     from exact_ntk.cli.main import _complete_config
 
-    assert _complete_config("cifar") == ["cifar10", "cifar10-2k"]
+    assert _complete_config("cifar") == ["cifar10", "cifar10-2k", "cifar10-beyond"]
 
 
 def test_out_of_memory_is_one_line_and_other_errors_are_not_hidden():
