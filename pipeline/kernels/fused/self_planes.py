@@ -15,7 +15,7 @@ from exact_ntk.kernels.arccos import relu_duals, snap_to_unit
 from exact_ntk.kernels.reference import FILTER_PIXELS, box
 
 SAME_PIXEL = ((-2,), (-1,))  # as in `reference`, of (n, offsets, H, W)
-BYTES_AT_ONCE = 16 << 20  # of planes of some images on a GPU, several times that with temporaries
+BYTES_AT_ONCE = 64 << 20  # of planes of some images on a GPU, several times that with temporaries
 REACH = (3, 1, 0)  # largest offset along an axis, level by level
 
 
