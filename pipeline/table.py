@@ -120,10 +120,10 @@ class Table:
         images = self._images(how)
         if each:
             alone = [self._alone(images, d) for d in draws]
-            places = tuple(Place(*_in_halves(i), self._sources(column, i)) for i in alone)
+            places = tuple(Place(i, *_in_halves(i), self._sources(column, i)) for i in alone)
         else:
             sources = self._sources(column, images)
-            places = tuple(Place(d.train, d.test, sources) for d in draws)
+            places = tuple(Place(images, d.train, d.test, sources) for d in draws)
         return [KernelCell(name, column, depth, images, draws, places, self.shelf) for depth in column.depths]
 
     def _images(self, how: str | Zca, fitted_on: np.ndarray | None = None) -> OrderedImages:
@@ -146,8 +146,10 @@ class Table:
         return {}
 
     def _sources(self, column: KernelColumn, images: OrderedImages) -> tuple[Source, ...]:
-        ends, backend = self._ends[family_of(column.readout)], self._backends_if_any.get(column.readout)
-        return sources_of(column, self.config.gram, images, backend, ends)
+        rides_with = self._ends[family_of(column.readout)]
+        ends = (column.trains_first, column.trains_last) if column.model == "cntk" else rides_with
+        backend = self._backends_if_any.get(column.readout)
+        return sources_of(column.kernel, ends, self.config.gram, images, backend)
 
     @cached_property
     def _ends(self) -> dict[str, tuple[bool, bool]]:

@@ -4,20 +4,20 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from exact_ntk.config import Gram, KernelColumn
+from exact_ntk.config import Gram
 from exact_ntk.errors import Incomplete
 from exact_ntk.files import fingerprint
 from exact_ntk.gram import store as stores
 from exact_ntk.gram.store import GramStore
 from exact_ntk.gram.tiles import Array, Shape, Tile, is_self_kernel
-from exact_ntk.images import OrderedImages
 from exact_ntk.kernels import KERNEL_VERSION, RESOLVED_BACKENDS
-from exact_ntk.kernels.passes import family_of, trained_by_default
+from exact_ntk.kernels.passes import family_of, pooling_of, trained_by_default
 from exact_ntk.locks import locked
 
 SECONDS_A_TILE = 30.0
@@ -36,6 +36,40 @@ DTYPES = {
 Block = tuple[np.ndarray, np.ndarray]  # rows and columns, as positions
 
 
+class Images(Protocol):
+    """Training images, then test images; a position among them is a row of a store."""
+
+    @property
+    def n_train(self) -> int: ...
+
+    @property
+    def n_test(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, H, W."""
+        ...
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What names these images in a fingerprint, `train_images` and `test_images` among it."""
+        ...
+
+    @property
+    def image_index(self) -> np.ndarray:
+        """Position -> index among the training or the test images as they were given."""
+        ...
+
+    @property
+    def of_a_draw(self) -> bool:
+        """Whether these are one draw's images alone, done with when their store is."""
+        ...
+
+    def passing(self) -> Tensor:
+        """As the kernels take them, (n_train + n_test, C, H, W)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Source:
     """Where kernel values may come from: images, a readout family with its trained ends, a backend, an arithmetic.
@@ -48,7 +82,7 @@ class Source:
     train_last: bool
     backend: str
     dtype: str
-    images: OrderedImages
+    images: Images
     stored: str = "float64"
 
     @property
@@ -70,21 +104,19 @@ class Source:
 
 
 def sources_of(
-    column: KernelColumn, gram: Gram, images: OrderedImages, backend: str | None, first_ends: tuple[bool, bool]
+    kernel: str, ends: tuple[bool, bool], gram: Gram, images: Images, backend: str | None
 ) -> tuple[Source, ...]:
-    """Every source that can serve a column, the one that this machine would compute first.
+    """Every source that can serve a kernel readout, the one that this machine would compute first.
 
-    backend: as resolved here, None where nothing can compute; those of other machines serve where `gram.backend` admits
-    them. A float64 pass serves where float32 is asked for, and values kept in float64 where float32 is. first_ends: the
-    trained ends of the pass that an NNGP column rides along with.
+    ends: trained first and last layer of its pass; an NNGP kernel, which does not depend on them, may come from any
+    other. backend: as resolved here, None where nothing can compute; those of other machines serve where `gram.backend`
+    admits them. A float64 pass serves where float32 is asked for, and values kept in float64 where float32 is.
     """
-    family = family_of(column.readout)
-    if column.model == "cntk":
-        ends = [(column.trains_first, column.trains_last)]
-    else:
+    family, allowed = family_of(kernel), [ends]
+    if kernel != pooling_of(kernel):
         default = trained_by_default(family)
         every = [(a, b) for a in (False, True) for b in (False, True)]
-        ends = list(dict.fromkeys([first_ends, (default, default), *every]))
+        allowed = list(dict.fromkeys([ends, (default, default), *every]))
     backends = [
         *([backend] if backend else []),
         *(b for b in RESOLVED_BACKENDS if gram.backend in ("auto", b.split("-")[0])),
@@ -95,7 +127,7 @@ def sources_of(
         for dtype in dtypes
         for kept in stored
         for name in dict.fromkeys(backends)
-        for first, last in ends
+        for first, last in allowed
         # The fused kernels compute in float32 only, and the reference Myrtle networks in float64 only.
         if not (dtype == "float64" and name.startswith("fused"))
         if not (dtype == "float32" and name.startswith("reference") and family == "myrtle")
@@ -371,7 +403,7 @@ def _seconds_left(group: Iterable[Request], store: GramStore, pace: float) -> fl
     return pairs / pace + SECONDS_A_FILE * sum(map(len, missing.values()))
 
 
-def tile_side(group: Sequence[Request], images: OrderedImages, pace: float) -> int:
+def tile_side(group: Sequence[Request], images: Images, pace: float) -> int:
     """Half a minute of work, at most 256 MB, several across the images in use, and at most 20,000 files in all.
 
     pace: pairs/s. A divisor of the smallest draw is preferred: its blocks then end where tiles end.
@@ -391,7 +423,7 @@ def tile_side(group: Sequence[Request], images: OrderedImages, pace: float) -> i
     return next((s for s in whole if s == side or _files(group, images, s) <= MOST_FILES), side)
 
 
-def _grids(group: Iterable[Request], images: OrderedImages, side: int) -> dict[Array, np.ndarray]:
+def _grids(group: Iterable[Request], images: Images, side: int) -> dict[Array, np.ndarray]:
     """For each array which tiles are read: (tiles down, tiles across) booleans."""
     rows, columns = (-(-n // side) for n in (images.n_train + images.n_test, images.n_train))
     found: dict[Array, np.ndarray] = {}
@@ -405,11 +437,11 @@ def _grids(group: Iterable[Request], images: OrderedImages, side: int) -> dict[A
     return found
 
 
-def _files(group: Iterable[Request], images: OrderedImages, side: int) -> int:
+def _files(group: Iterable[Request], images: Images, side: int) -> int:
     return sum(int(grid.sum()) for grid in _grids(group, images, side).values())
 
 
-def _seconds(group: Iterable[Request], images: OrderedImages, side: int, pace: float) -> float:
+def _seconds(group: Iterable[Request], images: Images, side: int, pace: float) -> float:
     grids = list(_grids(group, images, side).values())
     read = np.logical_or.reduce(grids)
     diagonal = int(np.diagonal(read).sum())

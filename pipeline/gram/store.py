@@ -40,6 +40,7 @@ from exact_ntk.progress import progress
 FORMAT = 2
 READ_AHEAD = 4  # tiles that are read at once, each by a thread
 ADVICE = "move it away to have it computed anew"
+OR_IN_PYTHON = "(in Python, gram_store(..., repair=True))"
 
 
 def _selected(block: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -362,7 +363,7 @@ class GramStore:
             why = "its checksum does not match" if "checksum" in str(error) else error
             raise DamagedTile(
                 f"{self.path}: tile {tile} of {array_name(array)} is damaged ({why}): run `ntk compute-gram --repair` "
-                "to compute it anew"
+                f"{OR_IN_PYTHON} to compute it anew"
             ) from error
 
     def read(self, readout: str, depth: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -394,7 +395,8 @@ class GramStore:
         for tile, whole in self._read_ahead(array, sorted(tiles)):
             if np.isnan(whole).any():
                 raise StoreError(
-                    f"{self.path}: {array_name(array)} holds NaN: run `ntk compute-gram --repair` to compute it anew"
+                    f"{self.path}: {array_name(array)} holds NaN: run `ntk compute-gram --repair` {OR_IN_PYTHON} to "
+                    "compute it anew"
                 )
             for at, block in ((tile, whole), (tile[::-1], whole.T))[: 1 if tile[0] == tile[1] else 2]:
                 i, j = (np.flatnonzero(x // self.shape.side == k) for x, k in zip((rows, columns), at, strict=True))
@@ -466,7 +468,7 @@ def free_space(folder: Path) -> tuple[int, int | None]:
 def check_space(folder: Path, need: int, files: int) -> None:
     """Raise NtkError unless the folder's disk has room for so many bytes and files."""
     free, inodes = free_space(folder)
-    advice = "make room, or give another folder with --runs"
+    advice = "make room, or give another folder (--runs)"
     if need > free:
         raise NtkError(
             f"{folder}: the missing tiles need {need / 1e6:,.1f} MB, and the disk has {free / 1e6:,.1f} MB free: "

@@ -11,7 +11,6 @@ from exact_ntk.kernels import fused, gradients, reference
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu as fused_gpu
 from exact_ntk.kernels.inputs import (
-    LARGEST_PIXEL,
     Values,
     as_device,
     as_flag,
@@ -289,7 +288,7 @@ def cntk(
         require_memory(resolved, target, job.family, dtype, height, width, gradient * (job.depths[-1] - 1))
         for name, x in (("x1", x1), ("x2", x2)):
             if x is not None:
-                require_range(x, name, LARGEST_PIXEL["fused" if resolved.startswith("fused") else dtype], resolved)
+                require_range(x, name, resolved, dtype)
     x1, x2 = x1.to(target), None if x2 is None else x2.to(target)
     if gradient:
         return _differentiable(x1, x2, jobs, depths, readouts, dtype, bool(diagonal))

@@ -81,8 +81,10 @@ def as_names(values: Any, name: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def require_range(x: Tensor, name: str, most: float, backend: str) -> None:
-    """Raise ValueError for images (n, ...) whose largest pixel is above `most`, or below its reciprocal and not 0."""
+def require_range(x: Tensor, name: str, backend: str, dtype: torch.dtype) -> None:
+    """Raise ValueError for images (n, ...) whose largest pixel is too large for a resolved backend in this arithmetic,
+    or too small and not 0."""
+    most = LARGEST_PIXEL["fused" if backend.startswith("fused") else dtype]
     size = x.detach().flatten(1).abs().amax(1)
     bad = (size > most) | ((size > 0) & (size < 1 / most))
     if bool(bad.any()):

@@ -19,7 +19,7 @@ from exact_ntk.kernels import fused
 from exact_ntk.kernels.arccos import relu_duals, snap_to_unit
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu_myrtle as fused_gpu_myrtle
-from exact_ntk.kernels.inputs import LARGEST_PIXEL, Values, as_device, as_flag, as_names, as_tensor, require_range
+from exact_ntk.kernels.inputs import Values, as_device, as_flag, as_names, as_tensor, require_range
 from exact_ntk.kernels.passes import BLOCKS
 from exact_ntk.kernels.reference import (
     BYTE_BUDGET,
@@ -253,7 +253,7 @@ def myrtle(
     is_fused = resolved.startswith("fused")
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None:
-            require_range(x, name, LARGEST_PIXEL["fused" if is_fused else torch.float64], resolved)
+            require_range(x, name, resolved, torch.float64)
     need = bytes_a_pair("gap", torch.float64, height, width)
     if not is_fused and need > available_memory(target):
         raise MemoryError(f"one pair of {height} x {width} images takes {need / 1e9:,.1f} GB, more than is free")

@@ -91,7 +91,7 @@ def mean_outputs(
     between, within = partial(cntk_pass, **how), partial(self_pass, **how)
     with progress(f"{cell.name} L={cell.depth}", len(x) * len(draws), "image") as bar:
         for place, alpha in solved:
-            images = place.sources[0].images.with_new(x).x.to(device)
+            images = place.images.with_new(x).x.to(device)
             train, new = images[place.train], images[-len(x) :]
             for start in range(0, len(x), BLOCK_IMAGES):
                 part = slice(start, start + BLOCK_IMAGES)

@@ -34,8 +34,9 @@ def _identity(ridge: float | RidgeChoice) -> Any:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a draw's kernel values lie: its positions in the stores of `sources`, which are in order of preference."""
+    """A draw's positions among `images`, and the sources that may hold its kernel, in order of preference."""
 
+    images: OrderedImages
     train: np.ndarray
     test: np.ndarray
     sources: tuple[Source, ...]
@@ -43,7 +44,7 @@ class Place:
     @property
     def shared(self) -> bool:
         """Whether other draws read the same stores."""
-        return not self.sources[0].images.of_a_draw
+        return not self.images.of_a_draw
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class KernelCell:
     @property
     def _preprocessed(self) -> str | None:
         place, alone = self.places[0], "; kernel values shared with no other draw"
-        words = place.sources[0].images.words
+        words = place.images.words
         return words if place.shared or words is None else words + alone
 
     def needs(self) -> str:
