@@ -199,7 +199,7 @@ class GramStore:
         """Raise StoreError unless the image index has the digest that the attributes state."""
         try:
             good = digest(self.image_index) == expected
-        except (ValueError, OSError, RuntimeError):
+        except (ValueError, OSError, RuntimeError, LookupError, TypeError):
             good = False
         if not good:
             raise StoreError(f"{self.path}: image_index is damaged or belongs to another store; {ADVICE}")
