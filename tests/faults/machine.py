@@ -204,6 +204,11 @@ class Run:
         path = self.log.with_suffix(".tiles")
         return path.read_text().splitlines() if path.exists() else []
 
+    def until_stage(self, stage: str) -> None:
+        """Wait until it is at a stage, or has ended without."""
+        while self.stage != stage and self.process.exitcode is None:
+            time.sleep(0.001)
+
     def signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
 
@@ -240,11 +245,13 @@ def finished(folder: Path) -> dict[Path, tuple[int, int]]:
     """Every array of a tile, panel, solved draw and training run that is finished, and when it was written."""
     run = folder / "runs" / "tiny"
     records = [p for p in (*run.glob("solve/*.json"), *run.glob("cnn/*.json")) if not p.name.startswith(".")]
-    return {
-        p: (s.st_ino, s.st_mtime_ns)
-        for p in (*tile_files(folder), *run.glob("solve/*.panels/*.panel"), *records)
-        if not p.name.startswith(".") and (s := p.stat())
-    }
+    found = {}
+    for path in (*tile_files(folder), *run.glob("solve/*.panels/*.panel"), *records):
+        if not path.name.startswith("."):
+            with contextlib.suppress(FileNotFoundError):  # a panel whose draw has been solved since
+                status = path.stat()
+                found[path] = status.st_ino, status.st_mtime_ns
+    return found
 
 
 def repeated(before: dict[Path, tuple[int, int]], after: dict[Path, tuple[int, int]]) -> list[Path]:
