@@ -395,7 +395,8 @@ def test_the_gpu_backend_is_the_one_dispatched_to(fresh, monkeypatch):
     monkeypatch.setattr(gpu, "unavailable", lambda *_: None)
     assert kernels.resolve_backend("auto", GPU, torch.float32, 8, 8, "gap") == "fused-cuda"
     monkeypatch.setattr(gpu, "cntk_pass", lambda *arguments: arguments)
-    assert kernels.cntk_pass(1, 2, 3, backend="fused-cuda", dtype=torch.float32) == (1, 2, 3)
+    job = Pass("gap", (3,), ("gap",), False, False)
+    assert kernels.cntk_pass(1, 2, job, backend="fused-cuda", dtype=torch.float32) == (1, 2, job)
 
 
 @needs_compiler

@@ -3,7 +3,7 @@
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,19 +118,18 @@ def unavailable(device: torch.device, height: int, width: int) -> str | None:
     reports only then, or only when waited for.
     """
 
-    def run(x: Tensor, capability: tuple[int, int]) -> None:
-        _cubin(capability, source(find_layout(height, width), True, False))
+    def run(x: Tensor) -> None:
         for family in ("vanilla", "gap"):
             cntk_pass(x, None, Pass(family, (3,), (family,), False, False))
             torch.cuda.synchronize(x.device)
 
-    return why_not_running(device, height, width, run)
+    return why_not_running(device, [source(find_layout(height, width), True, False)], run, height, width)
 
 
 def why_not_running(
-    device: torch.device, height: int, width: int, run: Callable[[Tensor, tuple[int, int]], None]
+    device: torch.device, codes: Sequence[str], run: Callable[[Tensor], None], height: int, width: int
 ) -> str | None:
-    """Why `run` fails, or cannot be run, on an image of this size on `device` with its compute capability, or None."""
+    """Why `codes` cannot be compiled for `device`, or `run` fails on an image of this size on it, or None."""
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA driver or GPU"
     device = _indexed(device)
@@ -139,7 +138,9 @@ def why_not_running(
         name, (has, needs) = torch.cuda.get_device_name(device), (".".join(map(str, c)) for c in (capability, OLDEST))
         return f"{name} is too old: it has compute capability {has}, and they need {needs}"
     try:
-        run(torch.ones((1, 1, height, width), device=device), capability)
+        for code in codes:
+            _cubin(capability, code)
+        run(torch.ones((1, 1, height, width), device=device))
     except CompileError as error:
         return str(error)
     except ImportError as error:

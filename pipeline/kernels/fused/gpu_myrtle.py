@@ -49,11 +49,11 @@ MakeLauncher = Callable[[torch.device, str], Launch]
 def unavailable(device: torch.device, height: int, width: int) -> str | None:
     """Why the fused Myrtle kernels cannot run on `device`, or None: as `gpu.unavailable`."""
 
-    def run(x: Tensor, capability: tuple[int, int]) -> None:
+    def run(x: Tensor) -> None:
         myrtle_pass(x, None, (1, 1, 1), ntk=True, train_first=True, train_last=True)
         torch.cuda.synchronize(x.device)
 
-    return why_not_running(device, height, width, run)
+    return why_not_running(device, sources(find_level_layouts(height, width), True, True), run, height, width)
 
 
 def sources(layouts: Sequence[Layout], ntk: bool, train_first: bool) -> list[str]:
