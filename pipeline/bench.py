@@ -14,7 +14,7 @@ from exact_ntk.device import describe
 from exact_ntk.grids import Grid, aligned
 from exact_ntk.kernels import Pass, cntk_pass, reference, resolve_backend
 from exact_ntk.kernels.fused import cpu as fused_cpu
-from exact_ntk.kernels.fused import gpu as fused_gpu
+from exact_ntk.kernels.fused import gpu_launch
 from exact_ntk.kernels.passes import trained_by_default
 
 IMAGES = ((1, 8, 8), (3, 32, 32))
@@ -74,7 +74,7 @@ def _limit(device: torch.device) -> dict[str, float] | None:
     if backend == "fused-cpu":
         issue = fused_cpu.multiply_adds_per_second(torch.get_num_threads())
     elif backend == "fused-cuda":
-        issue = fused_gpu.multiply_adds_per_second(device)
+        issue = gpu_launch.multiply_adds_per_second(device)
     else:
         return None
     slow = device.type == "cuda" and torch.cuda.get_device_capability(device) in TWO_SLOTS

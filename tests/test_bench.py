@@ -29,7 +29,7 @@ def test_every_backend_readout_size_and_depth_is_measured(monkeypatch):
 @pytest.mark.parametrize("capability, each", [((9, 0), 947 / 32), ((8, 6), 947 / 32), ((8, 0), 23), ((7, 5), 23)])
 def test_a_gpus_limit_is_of_issue_slots_or_of_its_float32_units(monkeypatch, capability, each):
     monkeypatch.setattr(bench, "resolve_backend", lambda *_: "fused-cuda")
-    monkeypatch.setattr(bench.fused_gpu, "multiply_adds_per_second", lambda _: 1e13)
+    monkeypatch.setattr(bench.gpu_launch, "multiply_adds_per_second", lambda _: 1e13)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     limit = bench._limit(torch.device("cuda", 0))
     assert limit["entry_layers_per_second"] == pytest.approx(1e13 / each)

@@ -13,7 +13,7 @@ from exact_ntk import bench, kernels
 from exact_ntk.gram.compute import TileComputer
 from exact_ntk.gram.fill import _Copy
 from exact_ntk.gram.plan import Source
-from exact_ntk.kernels.fused import gpu
+from exact_ntk.kernels.fused import gpu_launch
 from exact_ntk.regression.stage import solve_cells
 from exact_ntk.report.collect import collect
 from exact_ntk.table import Table
@@ -86,7 +86,9 @@ def test_regression_from_a_gpu_store(config_path: Path, tmp_path: Path):
 def test_the_benchmark_knows_a_gpus_limit(monkeypatch):
     monkeypatch.setattr(bench, "IMAGES", ((1, 8, 8),))
     found = bench.run_bench(GPU, seconds=0.05)
-    assert found["limit"]["multiply_adds_per_second"] == pytest.approx(gpu.multiply_adds_per_second(GPU), rel=0.3)
+    assert found["limit"]["multiply_adds_per_second"] == pytest.approx(
+        gpu_launch.multiply_adds_per_second(GPU), rel=0.3
+    )
     rates = {r["backend"]: r for r in found["rates"]}
     assert {"fused-cuda", "reference-cuda", "layer by layer"} <= rates.keys()
     assert all(0 < r["share_of_limit"] < 1 for r in found["rates"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from exact_ntk.files import digest
-from exact_ntk.kernels.fused import gpu
+from exact_ntk.kernels.fused import gpu, gpu_launch
 from exact_ntk.kernels.fused.build import HERE as SOURCES
 from exact_ntk.kernels.fused.build import compilers
 from exact_ntk.kernels.passes import plan_passes
@@ -48,8 +48,8 @@ def library(code: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(made))
 
 
-def emulator(device: torch.device, code: str) -> gpu.Launch:
-    """In place of `gpu.launcher`."""
+def emulator(device: torch.device, code: str) -> gpu_launch.Launch:
+    """In place of `gpu_launch.launcher`."""
     run = library(code).run
 
     def launch(name: str, blocks: int, threads: int, *arguments: int) -> None:

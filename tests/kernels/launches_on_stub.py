@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from exact_ntk.kernels.fused import gpu, gpu_myrtle
+from exact_ntk.kernels.fused import gpu, gpu_launch, gpu_myrtle
 from exact_ntk.kernels.passes import Pass
 
 CAPABILITY = (9, 0)
@@ -32,8 +32,8 @@ def entered(device):
 def values(index: int) -> list[float]:
     """Of a few images in the host's memory, by kernels launched on a device of the stub."""
 
-    def on_device(_, code: str) -> gpu.Launch:
-        return gpu.launcher(torch.device("cuda", index), code)
+    def on_device(_, code: str) -> gpu_launch.Launch:
+        return gpu_launch.launcher(torch.device("cuda", index), code)
 
     x = torch.randn(3, 1, 3, 2, generator=torch.Generator().manual_seed(0))
     found = [v for job in JOBS for v in gpu.cntk_pass(x, None, job, on_device).flatten().tolist()]
@@ -47,7 +47,7 @@ def myrtle_values(make_launcher: gpu_myrtle.MakeLauncher) -> list[float]:
 
 
 def why_not() -> str | None:
-    for cache in (gpu.unavailable, gpu_myrtle.unavailable, gpu._object_code, gpu._kernel):
+    for cache in (gpu.unavailable, gpu_myrtle.unavailable, gpu_launch._object_code, gpu_launch._kernel):
         cache.cache_clear()
     return gpu.unavailable(torch.device("cuda", 0), 3, 2) or gpu_myrtle.unavailable(torch.device("cuda", 0), 4, 4)
 
@@ -68,7 +68,7 @@ def main() -> None:
     found = {"values": [values(0)]}
     Stream.cuda_stream = 0x7700
     found["values"].append(values(1))
-    on_first = dict(make_launcher=lambda _, code: gpu.launcher(torch.device("cuda", 0), code))
+    on_first = dict(make_launcher=lambda _, code: gpu_launch.launcher(torch.device("cuda", 0), code))
     gpu.cntk_pass = functools.partial(gpu.cntk_pass, **on_first)
     gpu_myrtle.myrtle_pass = functools.partial(gpu_myrtle.myrtle_pass, **on_first)
     found["fine"] = why_not()

@@ -13,7 +13,7 @@ import torch
 
 from exact_ntk import kernels
 from exact_ntk.kernels import READOUTS
-from exact_ntk.kernels.fused import LONG_SIDE, SHORT_SIDE, build, gpu, gpu_myrtle
+from exact_ntk.kernels.fused import LONG_SIDE, SHORT_SIDE, build, gpu, gpu_images, gpu_launch, gpu_myrtle
 from exact_ntk.kernels.fused.build import CompileError, compilers
 from exact_ntk.kernels.fused.layout import LANES, LARGE_TILE_ENTRIES, SHARED_BYTES, find_layout
 from exact_ntk.kernels.passes import Pass
@@ -159,13 +159,14 @@ def test_same_bits_for_any_tile_strip_and_launch(shape, monkeypatch):
     whole, square = emulated(x, y, **options), emulated(y, **options)
     tiles = [torch.cat([emulated(x[i : i + 1], part, **options) for part in y.split(3)], dim=3) for i in range(len(x))]
     assert torch.equal(torch.cat(tiles, dim=2), whole)
-    strips = dict(strip_bytes=3 * gpu.ImageTables.bytes_each(find_layout(*shape[1:]), shape[0], 5))
-    for name, small in [("PARTIAL_BYTES", 1000), ("BUILD_BYTES", 1), ("MOST_ENTRY_LAYERS", 10**5)]:
-        monkeypatch.setattr(gpu, name, small)
-        gpu.entry_layers_a_launch.cache_clear()
+    strips = dict(strip_bytes=3 * gpu_images.ImageTables.bytes_each(find_layout(*shape[1:]), shape[0], 5))
+    limits = [(gpu, "PARTIAL_BYTES", 1000), (gpu_images, "BUILD_BYTES", 1), (gpu_launch, "MOST_ENTRY_LAYERS", 10**5)]
+    for module, name, small in limits:
+        monkeypatch.setattr(module, name, small)
+        gpu_launch.entry_layers_a_launch.cache_clear()
         assert torch.equal(emulated(x, y, **options, **strips), whole)
         assert torch.equal(emulated(y, **options, **strips), square)
-    gpu.entry_layers_a_launch.cache_clear()
+    gpu_launch.entry_layers_a_launch.cache_clear()
 
 
 @needs_compiler
@@ -205,9 +206,9 @@ def test_a_vanilla_value_does_not_depend_on_its_panel_or_launch(monkeypatch):
 @pytest.mark.parametrize("channels", [3, 20, 64])
 def test_an_images_tables_do_not_depend_on_the_others(channels):
     x, layout = images(50, (channels, 6, 5)).float(), find_layout(6, 5)
-    together = gpu.ImageTables(x, layout, 3)
+    together = gpu_images.ImageTables(x, layout, 3)
     for part in (slice(0, 1), slice(7, 9), slice(20, 50)):
-        alone = gpu.ImageTables(x[part], layout, 3)
+        alone = gpu_images.ImageTables(x[part], layout, 3)
         for name in ("tables", "exact", "scale", "hash"):
             assert torch.equal(getattr(alone, name), getattr(together, name)[part]), name
 
@@ -241,16 +242,16 @@ def test_self_pairs_alone_have_the_bits_of_the_diagonal(shape, monkeypatch):
     own = emulated(x, **options).diagonal(dim1=-2, dim2=-1)
     assert torch.equal(emulated(x, diagonal=True, **options), own)
     monkeypatch.setattr(gpu, "PARTIAL_BYTES", 1000)
-    strips = dict(strip_bytes=3 * gpu.ImageTables.bytes_each(find_layout(*shape[1:]), shape[0], 5))
+    strips = dict(strip_bytes=3 * gpu_images.ImageTables.bytes_each(find_layout(*shape[1:]), shape[0], 5))
     assert torch.equal(emulated(x, diagonal=True, **options, **strips), own)
 
 
 @needs_compiler
 def test_multiply_adds():
-    code, out = gpu.source(find_layout(1, 1), False, False), torch.zeros(64)
+    code, out = gpu_launch.source(find_layout(1, 1), False, False), torch.zeros(64)
     emulated_gpu.emulator(torch.device("cpu"), code)("ntk_multiply_adds", 2, 32, 3, out.data_ptr())
-    steps, t = 3 * gpu.CHAIN_STEPS, torch.arange(32).double()
-    expected = sum(((t + c) - 1) * 0.999**steps + 1 for c in range(gpu.CHAINS))
+    steps, t = 3 * gpu_launch.CHAIN_STEPS, torch.arange(32).double()
+    expected = sum(((t + c) - 1) * 0.999**steps + 1 for c in range(gpu_launch.CHAINS))
     torch.testing.assert_close(out.double(), expected.repeat(2), rtol=1e-5, atol=1e-5)
 
 
@@ -291,7 +292,9 @@ def nvrtc():
 def check_machine_code(arch: str, height: int, width: int, first: bool, windows: bool = False) -> None:
     """Planes lie in registers: at most 128, so that 16 warps share a multiprocessor, and next to no spills."""
     report = io.StringIO()
-    cubin = build.compile_cubin(gpu.source(find_layout(height, width), True, first, windows), arch, report, ["-v"])
+    cubin = build.compile_cubin(
+        gpu_launch.source(find_layout(height, width), True, first, windows), arch, report, ["-v"]
+    )
     assert cubin.startswith(b"\x7fELF")
     used = re.findall(
         r"function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", report.getvalue(), re.DOTALL
@@ -325,7 +328,7 @@ def test_every_architecture_that_nvrtc_knows_with_every_trained_end(nvrtc):
 
 
 def test_a_build_is_kept_and_found_again(tmp_path, nvrtc):
-    code = gpu.source(find_layout(1, 1), False, False)
+    code = gpu_launch.source(find_layout(1, 1), False, False)
     cubin = build.build_cubin(tmp_path, code, "sm_90")
     (path,) = tmp_path.iterdir()
     written = path.stat().st_mtime_ns
@@ -337,13 +340,13 @@ def test_a_build_is_kept_and_found_again(tmp_path, nvrtc):
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path, nvrtc, caplog):
     (tmp_path / "file").write_text("")
-    assert build.build_cubin(tmp_path / "file", gpu.source(find_layout(1, 1), False, False), "sm_90")
+    assert build.build_cubin(tmp_path / "file", gpu_launch.source(find_layout(1, 1), False, False), "sm_90")
     assert "compiled for this process only" in caplog.text
 
 
 def test_an_unknown_architecture_is_named(nvrtc):
     with pytest.raises(CompileError, match="sm_12"):
-        build.compile_cubin(gpu.source(find_layout(1, 1), False, False), "sm_12")
+        build.compile_cubin(gpu_launch.source(find_layout(1, 1), False, False), "sm_12")
 
 
 GPU = torch.device("cuda:0")
@@ -352,7 +355,14 @@ GPU = torch.device("cuda:0")
 @pytest.fixture
 def fresh():
     """Forget what earlier tests found, before and after."""
-    caches = (gpu.unavailable, gpu_myrtle.unavailable, gpu._cubin, gpu._object_code, gpu._kernel, warn_once)
+    caches = (
+        gpu.unavailable,
+        gpu_myrtle.unavailable,
+        gpu_launch._cubin,
+        gpu_launch._object_code,
+        gpu_launch._kernel,
+        warn_once,
+    )
     for cache in caches:
         cache.cache_clear()
     yield

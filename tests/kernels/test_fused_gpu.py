@@ -9,7 +9,7 @@ import torch
 
 from exact_ntk import kernels
 from exact_ntk.kernels import READOUTS
-from exact_ntk.kernels.fused import gpu
+from exact_ntk.kernels.fused import gpu, gpu_images, gpu_launch
 from exact_ntk.kernels.fused.layout import find_layout
 from exact_ntk.kernels.passes import Pass
 from tests.kernels.test_fused_cpu import SHAPES, alike, degenerate, digits, largest_error
@@ -110,7 +110,7 @@ def test_same_bits_from_run_to_run_and_for_any_tile_strip_and_launch(shape, monk
     assert torch.equal(square, square.mT)
     assert torch.equal(square.tril(), fused(y, y.clone(), **options).tril())
     job = Pass("gap", (3, 6), ("gap",), False, False)
-    small = 3 * gpu.ImageTables.bytes_each(find_layout(*shape[1:]), shape[0], 5)
+    small = 3 * gpu_images.ImageTables.bytes_each(find_layout(*shape[1:]), shape[0], 5)
     monkeypatch.setattr(gpu, "PARTIAL_BYTES", 5000)
     monkeypatch.setattr(gpu, "entry_layers_a_launch", lambda _: 10**6)
     strips = gpu.cntk_pass(y.to(GPU), None, job, strip_bytes=small).cpu()
@@ -149,7 +149,7 @@ def test_work_goes_to_the_current_stream():
 
 
 def test_multiply_adds():
-    assert gpu.multiply_adds_per_second(torch.device("cuda", torch.cuda.current_device())) > 1e11
+    assert gpu_launch.multiply_adds_per_second(torch.device("cuda", torch.cuda.current_device())) > 1e11
 
 
 def test_a_value_does_not_depend_on_the_depths_or_readouts_beside_it():
@@ -178,7 +178,7 @@ def test_blocks_over_several_strips_and_launches_at_real_size(family: str, n: in
     job = Pass(family, (3, 21), (family, f"{family}-nngp"), True, True)
     whole, rectangle = gpu.cntk_pass(x, None, job), gpu.cntk_pass(x, x[: n // 3], job)
     assert torch.equal(whole.tril()[..., : n // 3], rectangle.tril())
-    small = n // 3 * gpu.ImageTables.bytes_each(find_layout(32, 32), 3, 20)
+    small = n // 3 * gpu_images.ImageTables.bytes_each(find_layout(32, 32), 3, 20)
     monkeypatch.setattr(gpu, "entry_layers_a_launch", lambda _: 3 * 10**7)
     assert torch.equal(gpu.cntk_pass(x, None, job, strip_bytes=small), whole)
     assert torch.equal(gpu.cntk_pass(x, x[: n // 3], job, strip_bytes=small), rectangle)
@@ -187,9 +187,9 @@ def test_blocks_over_several_strips_and_launches_at_real_size(family: str, n: in
 @pytest.mark.parametrize("channels", [3, 40, 1024])
 def test_an_images_tables_do_not_depend_on_the_others(channels: int):
     x, layout = images(300, (channels, 8, 8)).float().to(GPU), find_layout(8, 8)
-    together = gpu.ImageTables(x, layout, 4)
+    together = gpu_images.ImageTables(x, layout, 4)
     for part in (slice(0, 1), slice(100, 103), slice(150, 300)):
-        alone = gpu.ImageTables(x[part], layout, 4)
+        alone = gpu_images.ImageTables(x[part], layout, 4)
         for name in ("tables", "exact", "scale", "hash"):
             assert torch.equal(getattr(alone, name), getattr(together, name)[part]), name
 
@@ -200,9 +200,9 @@ def test_images_of_many_channels():
 
 
 def test_launches_are_cut_by_a_rate_that_was_measured():
-    gpu.entry_layers_a_launch.cache_clear()
-    limit = gpu.entry_layers_a_launch(torch.device("cuda", torch.cuda.current_device()))
-    assert 10**8 < limit <= gpu.MOST_ENTRY_LAYERS
+    gpu_launch.entry_layers_a_launch.cache_clear()
+    limit = gpu_launch.entry_layers_a_launch(torch.device("cuda", torch.cuda.current_device()))
+    assert 10**8 < limit <= gpu_launch.MOST_ENTRY_LAYERS
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from exact_ntk.kernels.fused import build, gpu, gpu_myrtle
+from exact_ntk.kernels.fused import build, gpu, gpu_launch, gpu_myrtle
 from exact_ntk.kernels.fused.build import compilers
 from exact_ntk.kernels.fused.layout import find_layout, find_level_layouts
 from tests.kernels import emulated_gpu
@@ -31,7 +31,7 @@ def seen(tmp_path_factory) -> tuple[dict, list[str]]:
     subprocess.run(
         [*compilers()[0], "-x", "c", "-shared", "-fPIC", HERE / "stub_driver.c", "-o", stub, "-ldl"], check=True
     )
-    (code,) = {gpu.source(find_layout(3, 2), True, job.train_first) for job in JOBS}
+    (code,) = {gpu_launch.source(find_layout(3, 2), True, job.train_first, panel=gpu.PANEL) for job in JOBS}
     codes = [code, *gpu_myrtle.sources(find_level_layouts(4, 4), True, True)]
     # NVRTC does not run beside the stub, which looks at the first bytes alone.
     with pytest.MonkeyPatch.context() as patch:

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from exact_ntk.kernels.fused import LONG_SIDE, SHORT_SIDE, build, gpu, gpu_myrtle
+from exact_ntk.kernels.fused import LONG_SIDE, SHORT_SIDE, build, gpu_images, gpu_myrtle
 from exact_ntk.kernels.fused.layout import LANES, LARGE_TILE_ENTRIES, SHARED_BYTES, find_level_layouts
 from exact_ntk.kernels.myrtle import BLOCKS, resolve_myrtle
 from tests.kernels.emulated_gpu import emulator
@@ -143,7 +143,7 @@ def test_a_launch_is_no_more_than_it_should_be(monkeypatch):
 
 def test_an_images_tables_do_not_depend_on_the_others():
     x, layouts = degenerate((3, 8, 12)), find_level_layouts(8, 12)
-    x = gpu.turned(x, layouts[0])
+    x = gpu_images.turned(x, layouts[0])
     together = gpu_myrtle.LevelTables(x, layouts, BLOCKS[5])
     for part in (slice(0, 1), slice(2, 5)):
         alone = gpu_myrtle.LevelTables(x[part], layouts, BLOCKS[5])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from exact_ntk.kernels import myrtle
-from exact_ntk.kernels.fused import gpu, gpu_myrtle
+from exact_ntk.kernels.fused import gpu_launch, gpu_myrtle
 from exact_ntk.kernels.fused.layout import find_level_layouts
 from exact_ntk.kernels.fused.self_planes import self_deviations
 from exact_ntk.kernels.myrtle import BLOCKS, READOUTS, resolve_myrtle
@@ -131,7 +131,7 @@ def test_blocks_over_several_batches_at_real_size_and_no_launch_of_seconds():
     x[30] = x[1]
 
     def timed(device, code):
-        launch = gpu.launcher(device, code)
+        launch = gpu_launch.launcher(device, code)
 
         def run(*arguments):
             torch.cuda.synchronize()

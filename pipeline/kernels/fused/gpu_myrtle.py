@@ -12,24 +12,9 @@ import torch
 from torch import Tensor
 
 from exact_ntk.kernels.fused.build import HERE
-from exact_ntk.kernels.fused.gpu import (
-    COLLECT_THREADS,
-    DOUBLE_COST,
-    SMALLEST_NORM,
-    STRIP_BYTES,
-    STRIP_IMAGES,
-    STRIP_SHARE,
-    Launch,
-    entry_layers_a_launch,
-    hashes,
-    launcher,
-    normalisers,
-    power_of_two,
-    share_of_memory,
-    strips,
-    turned,
-    why_not_running,
-)
+from exact_ntk.kernels.fused.gpu import COLLECT_THREADS, DOUBLE_COST, STRIP_BYTES, STRIP_IMAGES, STRIP_SHARE
+from exact_ntk.kernels.fused.gpu_images import SMALLEST_NORM, hashes, normalisers, power_of_two, strips, turned
+from exact_ntk.kernels.fused.gpu_launch import Launch, entry_layers_a_launch, launcher, share_of_memory, why_not_running
 from exact_ntk.kernels.fused.layout import LANES, Layout, find_level_layouts
 from exact_ntk.kernels.fused.self_planes import self_deviations
 

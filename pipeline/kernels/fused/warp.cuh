@@ -1,5 +1,5 @@
 // A warp's offset planes on a GPU: a whole plane stays in registers from the first layer to the last. Shared by the
-// kernels of gpu.cu; gpu.py and layout.py say what defines the macros below.
+// kernels of gpu.cu; gpu_launch.py and layout.py say what defines the macros below.
 //
 // A lane holds a tile of LANE_ROWS x LANE_COLUMNS entries of a plane, a plane takes LANES_DOWN x LANES_ACROSS lanes, and
 // a warp holds PLANES of them: offsets of one pair (global average pooling) or pairs (vanilla). Neighbouring tiles meet
