@@ -194,7 +194,7 @@ def ridge_drawing(results: Results) -> Drawing | None:
             if known:
                 x, y = ([[point[of] for point in curve] for curve in known] for of in (0, 1))
                 lines.append(Line(f"L = {r.depth}", x, y))
-                decades = [ridge for ridge, _ in next(iter(found.values()))][::2]
+                decades = [ridge for ridge, _ in next(iter(found.values()))][::4]
             rows += [
                 [r.column, r.depth, k, ridge, error, ridge == chosen.ridge]
                 for k, chosen in enumerate(curves)
