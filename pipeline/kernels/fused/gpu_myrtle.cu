@@ -24,26 +24,34 @@ constexpr float POOLED = 1.f / 16;  // of a sum over the 2 x 2 pixels of both im
 constexpr int NEAR_SHARE = 4;
 constexpr float NEAR_ONE_KAPPA = 0.99900950f;  // kappa_1(1 - NEAR_ONE)
 
-// A tile pooled along rows and columns: from its even and from its odd columns. Volatile, so that it lies in the thread's own
-// memory: it is used once a plane, and registers are short in every layer.
+// A tile pooled along rows and columns: from its even and from its odd columns, or from both, and from none.
 constexpr int HALF_ROWS = POOLS ? LANE_ROWS / 2 : 1, HALF_COLUMNS = POOLS ? LANE_COLUMNS / 2 : 1;
-typedef volatile float Half[HALF_ROWS][HALF_COLUMNS];
-typedef Half Halves[2];
+typedef float Half[HALF_ROWS][HALF_COLUMNS];
+// Volatile, so that it lies in the thread's own memory: it is used once a plane, and registers are short in every layer.
+typedef volatile float Kept[2][HALF_ROWS][HALF_COLUMNS];
 
-// Adds the tile's rows of one parity; the first of `to` gets both columns where `both` is 1, even ones where it is 0.
-template <int PARITY, bool ANEW> NTK_INLINE void add_rows(Halves& to, const Tile& v, float both) {
+// Adds the tile's rows of one parity, pooled. both: 1 where even and odd columns go to the first half, else 0.
+template <int PARITY> NTK_INLINE void add_rows(Half (&to)[2], const Tile& v, float both) {
 #pragma unroll
     for (int r = 0; r < HALF_ROWS; r++)
 #pragma unroll
         for (int c = 0; c < HALF_COLUMNS; c++) {
-            const float even = v[2 * r + PARITY][2 * c], odd = v[2 * r + PARITY][2 * c + 1], first = even + both * odd;
-            to[0][r][c] = ANEW ? first : to[0][r][c] + first;
-            to[1][r][c] = ANEW ? odd : to[1][r][c] + odd;
+            const float even = v[2 * r + PARITY][2 * c], odd = v[2 * r + PARITY][2 * c + 1];
+            to[0][r][c] += even + both * odd, to[1][r][c] += odd;
         }
 }
 
+template <class To, class From> NTK_INLINE void copy(To& to, const From& from) {
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int r = 0; r < HALF_ROWS; r++)
+#pragma unroll
+            for (int c = 0; c < HALF_COLUMNS; c++) to[half][r][c] = from[half][r][c];
+}
+
 // Writes half a tile to a table, or adds it to what is there.
-template <bool ADD> NTK_INLINE void put(float* to, const Half& v, const Place& place) {
+template <bool ADD, class Values> NTK_INLINE void put(float* to, const Values& v, const Place& place) {
     constexpr bool twos = HALF_COLUMNS % 2 == 0 && NEXT_COLUMNS % 2 == 0 && NEXT_PADDED_COLUMNS % 2 == 0;
     to += place.row / 2 * NEXT_PADDED_COLUMNS + place.column / 2;
 #pragma unroll
@@ -64,9 +72,21 @@ template <bool ADD> NTK_INLINE void put(float* to, const Half& v, const Place& p
     }
 }
 
-template <bool ADD> NTK_INLINE void leave(float* tables, const Half& k, const Half& r, const Place& place) {
-    put<ADD>(tables, k, place);
-    if (WITH_NTK) put<ADD>(tables + NEXT_TABLE, r, place);
+// A plane of K or R: what an even d1 has is kept, and completed and written by the odd one after it, whose odd rows are kept.
+// to: the tables of the two halves.
+NTK_INLINE void pool(Kept& kept, const Tile& v, bool even_d1, bool even_d2, float* const (&to)[2], const Place& place) {
+    const float both = even_d2 ? 1.f : 0.f;
+    Half halves[2];
+    copy(halves, kept);
+    add_rows<0>(halves, v, both);
+    if (!even_d1) {
+        put<false>(to[0], halves[0], place);
+        if (!even_d2) put<false>(to[1], halves[1], place);
+        constexpr Half none[2] = {};
+        copy(halves, none);
+    }
+    add_rows<1>(halves, v, both);
+    copy(kept, halves);
 }
 
 // What the level before has left of K or R for a plane: PARTS tables, KINDS tables apart.
@@ -139,7 +159,7 @@ LEVEL_NAME(const float* images1, const float* images2, whole n2, whole symmetric
         const int D2 = half ? (d2 + 1) / 2 % NEXT_COLUMNS : d2 / 2, part = half ? 2 : d2 % 2;
         return to + (((pair * NEXT_COLUMNS + D2) * NEXT_ROWS + D1) * PARTS + part) * KINDS * NEXT_TABLE;
     };
-    Halves k_halves = {}, r_halves = {};
+    Kept k_kept = {}, r_kept = {};
     double sum_r = 0, sum_k = 0;
     if (BUFFERS == 2) fill(buffers[0], first, second, chunk * GROUP);
 #pragma unroll 1
@@ -177,18 +197,10 @@ LEVEL_NAME(const float* images1, const float* images2, whole n2, whole symmetric
         if constexpr (!POOLS) {
             sum_r += there ? tile_sum(t) : 0.0, sum_k += there ? tile_sum(s) : 0.0;
         } else if (there) {
-            const float both = d2 % 2 ? 0.f : 1.f;
-            add_rows<0, false>(k_halves, s, both);
-            if (WITH_NTK) add_rows<0, false>(r_halves, t, both);
-            if (round % 2 == 0) {
-                add_rows<1, false>(k_halves, s, both);
-                if (WITH_NTK) add_rows<1, false>(r_halves, t, both);
-            } else {
-                leave<false>(target(d1 / 2, 0), k_halves[0], r_halves[0], place);
-                if (d2 % 2) leave<false>(target(d1 / 2, 1), k_halves[1], r_halves[1], place);
-                add_rows<1, true>(k_halves, s, both);
-                if (WITH_NTK) add_rows<1, true>(r_halves, t, both);
-            }
+            float* to_k[2] = {target(d1 / 2, 0), target(d1 / 2, 1)};
+            float* to_r[2] = {to_k[0] + NEXT_TABLE, to_k[1] + NEXT_TABLE};
+            pool(k_kept, s, round % 2 == 0, d2 % 2 == 0, to_k, place);
+            if (WITH_NTK) pool(r_kept, t, round % 2 == 0, d2 % 2 == 0, to_r, place);
         }
     }
     __syncthreads();
@@ -196,8 +208,10 @@ LEVEL_NAME(const float* images1, const float* images2, whole n2, whole symmetric
         // The odd rows of a run's last plane belong to the first offset of the run after it, which is written by now.
         if (!walks) return;
         const int D1 = (begin + RUN < ROWS ? begin + RUN : ROWS) / 2 % NEXT_ROWS;
-        leave<true>(target(D1, 0), k_halves[0], r_halves[0], place);
-        if (d2 % 2) leave<true>(target(D1, 1), k_halves[1], r_halves[1], place);
+        for (int half = 0; half <= d2 % 2; half++) {
+            put<true>(target(D1, half), k_kept[half], place);
+            if (WITH_NTK) put<true>(target(D1, half) + NEXT_TABLE, r_kept[half], place);
+        }
     } else {
         sum_r = lane_sum<32>(sum_r), sum_k = lane_sum<32>(sum_k);
         if (threadIdx.x % 32 == 0) sums[0][warp] = sum_r, sums[1][warp] = sum_k;

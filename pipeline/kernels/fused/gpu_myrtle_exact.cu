@@ -107,7 +107,7 @@ __global__ void ntk_myrtle_collect(const double* partial, whole chunks, int* nea
 // exact1, exact2 (n, all that follows): channels (channels, PIXELS), then of every level its layers' deviations and
 // reciprocals.  layers1, layers2, layers3: of the levels.  again: the number of pairs and the pairs, of which this launch takes
 // `count` from `first_entry` on.  kept: KEPT doubles a block.  out: as above.
-__global__ void __launch_bounds__(EXACT_THREADS)
+__global__ void __launch_bounds__(EXACT_THREADS, 2)
 ntk_myrtle_exact(const double* exact1, const double* exact2, const whole* hash1, const whole* hash2, whole n2,
                  whole channels, whole layers1, whole layers2, whole layers3, const int* again, whole first_entry, whole count,
                  const double* scale1, const double* scale2, double* kept, double* out, whole row, whole kind) {
