@@ -146,7 +146,8 @@ def test_blocks_over_several_batches_at_real_size_and_no_launch_of_seconds():
     whole = torch.stack(gpu_myrtle.myrtle_pass(x, None, BLOCKS[5], **settings))
     rectangle = torch.stack(gpu_myrtle.myrtle_pass(x, x[:20], BLOCKS[5], make_launcher=timed, **settings))
     assert torch.equal(whole.tril()[..., :20], rectangle.tril())
-    assert max(seconds[8:]) < 1  # those before load the kernels
+    assert len(seconds) > 8
+    assert max(seconds) < 1
 
 
 def test_work_goes_to_the_current_stream():

@@ -109,6 +109,14 @@ class LevelTables:
         return len(self.scale)
 
 
+def _scales(first: LevelTables, second: LevelTables) -> tuple[int, int]:
+    return first.scale.data_ptr(), second.scale.data_ptr()
+
+
+def _hashes(first: LevelTables, second: LevelTables) -> tuple[int, int]:
+    return first.hash.data_ptr(), second.hash.data_ptr()
+
+
 @dataclass(frozen=True)
 class _Work:
     """What all pairs of a call share: how to launch each level's kernel and the float64 one, and what they work in.
@@ -148,16 +156,7 @@ class _Work:
                 -(-pairs // COLLECT_THREADS),
                 COLLECT_THREADS,
                 *(self.partial.data_ptr(), self.layouts[-1].chunks, self.near.data_ptr()),
-                *(
-                    first.scale.data_ptr(),
-                    second.scale.data_ptr(),
-                    first.hash.data_ptr(),
-                    second.hash.data_ptr(),
-                    n2,
-                    int(symmetric),
-                    first_pair,
-                    pairs,
-                ),
+                *(*_scales(first, second), *_hashes(first, second), n2, int(symmetric), first_pair, pairs),
                 *(again.data_ptr(), *out),
             )
         # How many there are only the device knows: launches that find none return at once.
@@ -180,9 +179,9 @@ class _Work:
                 "ntk_myrtle_exact",
                 min(len(self.kept), count),
                 EXACT_THREADS,
-                *(first.exact.data_ptr(), second.exact.data_ptr(), first.hash.data_ptr(), second.hash.data_ptr()),
+                *(first.exact.data_ptr(), second.exact.data_ptr(), *_hashes(first, second)),
                 *(n2, first.channels, *self.blocks, again.data_ptr(), first_entry, count),
-                *(first.scale.data_ptr(), second.scale.data_ptr(), self.kept.data_ptr(), *out),
+                *(*_scales(first, second), self.kept.data_ptr(), *out),
             )
 
     def _parts(self, total: int, at_most: int | None = None, cost: int = 1) -> Iterator[tuple[int, int]]:
