@@ -16,7 +16,8 @@ from torch import nn
 from exact_ntk.device import describe, resolve_device
 from exact_ntk.networks.cost import training_bytes, training_flops
 from exact_ntk.networks.precision import Autocast, arithmetic
-from exact_ntk.networks.training import Setting, TrainingData, TrainingRun
+from exact_ntk.networks.setting import Setting
+from exact_ntk.networks.training import TrainingData, TrainingRun
 
 
 def plain(shape: tuple[int, int, int], classes: int, setting: Setting) -> nn.Sequential:

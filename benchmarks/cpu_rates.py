@@ -12,8 +12,9 @@ import time
 
 import torch
 
+from exact_ntk.kernel_names import trained_by_default
 from exact_ntk.kernels.fused import cpu
-from exact_ntk.kernels.passes import Pass, trained_by_default
+from exact_ntk.kernels.passes import Pass
 
 BLOCKS = [("gap", 32, 4), ("vanilla", 32, 1000), ("vanilla", 64, 250), ("vanilla", 96, 110), ("vanilla", 224, 24)]
 DEPTH = 21

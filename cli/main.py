@@ -313,7 +313,11 @@ def status(
     quiet: Quiet = False,
 ) -> None:
     """What is done, missing or damaged, and the time left. Exits with status 3 while anything is missing."""
-    _stages().begin(config, overrides, runs, RESULTS, device, quiet=True).status(verify, as_json)
+    from exact_ntk.cli.stop import held_back
+
+    with held_back():
+        from exact_ntk.cli.state import show_status
+    show_status(config, overrides or [], runs, device, verify, as_json)
 
 
 @app.command()

@@ -251,35 +251,6 @@ class Session:
         write_report(collected, work.yaml, work.results)
         return collected.results
 
-    def status(self, verify: bool, as_json: bool = False) -> None:
-        """Stores and cells, done and missing; verify: read every finished tile, record, checkpoint and panel.
-
-        Raises Incomplete where some are missing or damaged, NtkError where all that is not done has failed.
-        """
-        from exact_ntk.cli import state
-        from exact_ntk.report.collect import collect
-
-        stores = state.stores(self.table, self.workspace.run, verify)
-        files = self._damaged_files() if verify else []
-        found = None if files else collect(self.table).results  # which reads them
-        text, grids = state.as_text(stores, files, found), state.as_grids(stores, files, found)
-        show(text, grids, [state.counted(found)] if found else [], state.as_value(stores, files, found), as_json)
-        if found is None:
-            raise Incomplete(f"{len(files)} files are damaged: `ntk run` sets them aside and makes them again")
-        failed, name = sum(cell.failed for cell in found.missing), self.workspace.config.name
-        unfinished = len(found.missing) > failed or any(store.damaged for store in stores)
-        if failed and not unfinished:
-            raise NtkError(f"{failed} cells of {name} failed, the others are done")
-        if unfinished:
-            raise Incomplete(f"{name} is not finished: `ntk run` goes on where it stopped")
-
-    def _damaged_files(self) -> list[Path]:
-        from exact_ntk.kept import damaged
-        from exact_ntk.regression.panels import damaged_panels
-
-        solved, networks = self.workspace.run / "solve", self.workspace.run / "cnn"
-        return [*damaged(solved), *damaged_panels(solved), *damaged(networks)]
-
     def predict(self, column: str, depth: int, draw: int | None, path: Path) -> None:
         """Labels and outputs of new images, as CSV."""
         from exact_ntk.config import Npz

@@ -1,16 +1,27 @@
-"""`ntk status`: how far the Gram stores and the cells of a table are."""
+"""`ntk status`: how far the Gram stores and the cells of a table are. Of a finished one without torch, in a second."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from exact_ntk.cli.console import remember
+from exact_ntk.cli.show import show
+from exact_ntk.cli.stop import held_back
+from exact_ntk.draws import load_images
+from exact_ntk.errors import Incomplete, NtkError
 from exact_ntk.gram.tiles import Array, Tile
 from exact_ntk.grids import Grid
+from exact_ntk.kept import damaged
 from exact_ntk.provenance import time_left
-from exact_ntk.records import Results
-from exact_ntk.table import Table
+from exact_ntk.records import MissingCell
+from exact_ntk.table import Table, missing_cell
+from exact_ntk.workspace import open_workspace
 
+if TYPE_CHECKING:
+    import torch
+
+RUNS, RESULTS = Path("runs"), Path("results")
 SHOWN_TILES = 5
 
 
@@ -49,23 +60,93 @@ def stores(table: Table, run: Path, verify: bool) -> list[Store]:
     return found
 
 
-def counted(results: Results) -> str:
-    """How many cells are done, missing and failed."""
-    failed = sum(cell.failed for cell in results.missing)
-    missing = len(results.missing) - failed
-    return f"cells: {len(results.records)} done, {missing} missing" + (f", {failed} failed" if failed else "")
+@dataclass(frozen=True)
+class Cells:
+    """The table's cells: column and depth of those done, and what the others need."""
+
+    done: tuple[tuple[str, int], ...]
+    missing: tuple[MissingCell, ...]
+
+    @property
+    def failed(self) -> int:
+        """How many have no result though all that there is to compute has been."""
+        return sum(cell.failed for cell in self.missing)
+
+    @property
+    def unfinished(self) -> int:
+        """How many lack something that can be computed."""
+        return len(self.missing) - self.failed
+
+    @property
+    def count(self) -> str:
+        """How many are done, missing and failed."""
+        return f"cells: {len(self.done)} done, {self.unfinished} missing" + f", {self.failed} failed" * bool(
+            self.failed
+        )
 
 
-def as_text(found: Sequence[Store], files: Sequence[Path], results: Results | None) -> str:
+def cells(table: Table) -> Cells:
+    """Which are done. Raises StoreError for a damaged file."""
+    done, missing = [], []
+    for cell in table.cells:
+        if cell.finished():
+            done.append((cell.name, cell.depth))
+        else:
+            missing.append(missing_cell(cell))
+    return Cells(tuple(done), tuple(missing))
+
+
+def _looked_up(device: str) -> "torch.device | str":
+    """A device that was asked for by name is there, or ConfigError is raised; auto waits until something needs one."""
+    if device == "auto":
+        return device
+    with held_back():
+        from exact_ntk.device import resolve_devices
+    return resolve_devices(device)[0]
+
+
+def _damaged_files(run: Path) -> list[Path]:
+    with held_back():
+        from exact_ntk.regression.panels import damaged_panels
+    return [*damaged(run / "solve"), *damaged_panels(run / "solve"), *damaged(run / "cnn")]
+
+
+def show_status(config: str, overrides: list[str], runs: Path, device: str, verify: bool, as_json: bool) -> None:
+    """Print stores and cells, done and missing; verify: read every finished tile, record, checkpoint and panel.
+
+    Raises Incomplete where some are missing or damaged, NtkError where all that is not done has failed.
+    """
+    workspace = open_workspace(config, overrides, runs, RESULTS)
+    remember(config, overrides, None if runs == RUNS else runs, None, None if device == "auto" else device)
+    table = Table(workspace.config, load_images(workspace.config), _looked_up(device), workspace.run)
+    if verify or any(cell.missing() for cell in table.kernel_cells):
+        with held_back():  # which store would serve depends on what computes here
+            import exact_ntk.kernels  # noqa: F401
+    found = stores(table, workspace.run, verify)
+    files = _damaged_files(workspace.run) if verify else []
+    counted = None if files else cells(table)  # which reads them
+    text, grids = as_text(found, files, counted), as_grids(found, files, counted)
+    show(text, grids, [counted.count] if counted else [], as_value(found, files, counted), as_json)
+    if counted is None:
+        count, them = (f"{len(files)} files are", "them") if len(files) > 1 else ("1 file is", "it")
+        raise Incomplete(f"{count} damaged: `ntk run` sets {them} aside and makes {them} again")
+    name, lost = workspace.config.name, any(store.damaged for store in found)
+    if counted.failed and not (counted.unfinished or lost):
+        raise NtkError(f"{counted.failed} cells of {name} failed, the others are done")
+    if counted.unfinished or lost:
+        raise Incomplete(f"{name} is not finished: `ntk run` goes on where it stopped")
+
+
+def as_text(found: Sequence[Store], files: Sequence[Path], counted: Cells | None) -> str:
     """A line a store, a line a damaged file, and a line a cell without a result."""
     lines = [*map(str, found), *(f"damaged: {path}" for path in files)]
-    if results:
-        cells = (f"  {c.column} at depth {c.depth}: {'failed: ' * c.failed}{c.needs}" for c in results.missing)
-        lines += [counted(results), *cells]
+    if counted:
+        needs = (f"  {c.column} at depth {c.depth}: {'failed: ' * c.failed}{c.needs}" for c in counted.missing)
+        lines += [counted.count, *needs]
     return "\n".join(lines)
 
 
-def as_grids(found: Sequence[Store], files: Sequence[Path], results: Results | None) -> list[Grid]:
+def as_grids(found: Sequence[Store], files: Sequence[Path], counted: Cells | None) -> list[Grid]:
     """The same as tables: stores, damaged files, and cells without a result."""
     rows = [
         [
@@ -76,19 +157,19 @@ def as_grids(found: Sequence[Store], files: Sequence[Path], results: Results | N
         ]
         for s in found
     ]
-    missing = results.missing if results else []
-    cells = [[f"{c.column}/{c.depth}", "failed" if c.failed else "missing", c.needs] for c in missing]
+    missing = counted.missing if counted else ()
+    rest = [[f"{c.column}/{c.depth}", "failed" if c.failed else "missing", c.needs] for c in missing]
     return [
         (("Gram matrices of", "tiles", "damaged", "time left"), rows),
         *([(("damaged file",), [[str(path)] for path in files])] if files else []),
-        *([(("cell", "", "what it needs"), cells)] if results else []),
+        *([(("cell", "", "what it needs"), rest)] if counted else []),
     ]
 
 
-def as_value(found: Sequence[Store], files: Sequence[Path], results: Results | None) -> dict[str, Any]:
+def as_value(found: Sequence[Store], files: Sequence[Path], counted: Cells | None) -> dict[str, Any]:
     """The same for JSON."""
     value: dict[str, Any] = {"gram": [asdict(s) for s in found], "damaged_files": [str(path) for path in files]}
-    if results:
-        value["done"] = [{"column": r.column, "depth": r.depth} for r in results.records]
-        value["missing"] = [c.json_value() for c in results.missing]
+    if counted:
+        value["done"] = [{"column": column, "depth": depth} for column, depth in counted.done]
+        value["missing"] = [c.json_value() for c in counted.missing]
     return value

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from exact_ntk.device import describe
 from exact_ntk.grids import Grid, aligned
+from exact_ntk.kernel_names import trained_by_default
 from exact_ntk.kernels import Pass, cntk_pass, reference, resolve_backend
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu_launch
-from exact_ntk.kernels.passes import trained_by_default
 
 IMAGES = ((1, 8, 8), (3, 32, 32))
 DEPTHS = (3, 21)

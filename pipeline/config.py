@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from exact_ntk.kernel_names import BLOCKS, depths_of_myrtle
+
 SHORT = {"vanilla": "V", "gap": "GAP", "myrtle": "Myrtle"}
 
 
@@ -203,8 +205,6 @@ def spelled_out(value: Any) -> Any:
 
 
 def _require_myrtle(depths: tuple[int, ...]) -> None:
-    from exact_ntk.kernels.passes import BLOCKS, depths_of_myrtle
-
     others = [depth for depth in depths if depth not in BLOCKS]
     if others:
         raise ValueError(f"the Myrtle networks have depth {depths_of_myrtle()}, not {others[0]}")

@@ -13,7 +13,7 @@ from exact_ntk.copies import ZERO, Alike, find_alike
 from exact_ntk.data import Dataset, load_dataset, normalisation, normalise
 from exact_ntk.errors import ConfigError, DataError
 from exact_ntk.images import OrderedImages
-from exact_ntk.kernels.myrtle import DIVISOR
+from exact_ntk.kernel_names import DIVISOR
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def order_images(dataset: Dataset, config: Config) -> OrderedImages:
     def raw(at: np.ndarray) -> np.ndarray:
         return np.concatenate([dataset.x_train[at[at < n]], dataset.x_test[at[at >= n] - n]])
 
-    alike = find_alike(lambda at: normalise(raw(at), *statistics[plain]).flatten(1).numpy(), n + len(dataset.x_test))
+    alike = find_alike(lambda at: normalise(raw(at), *statistics[plain]).reshape(len(at), -1), n + len(dataset.x_test))
     dropped = _repeated(alike.copy[:n], dataset.y_train)
     kept = np.setdiff1d(np.arange(n), [i for i, _ in dropped])
     seed, balanced = config.order.seed, config.order.balanced

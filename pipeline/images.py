@@ -5,17 +5,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from exact_ntk.config import Zca
 from exact_ntk.copies import Alike, find_alike
 from exact_ntk.data import normalise
-from exact_ntk.data.zca import contrast_normalised, whitened
 from exact_ntk.files import digest
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where one is made: which images there are takes none
 
 log = logging.getLogger("ntk")
 
@@ -99,22 +99,28 @@ class OrderedImages:
         return np.arange(self.n_train) if self.fitted_on is None else self.fitted_on
 
     @cached_property
-    def x(self) -> Tensor:
+    def x(self) -> "Tensor":
         """Preprocessed, float32 (n_train + n_test, C, H, W). Raises DataError where nothing can be fitted."""
         return self._preprocessed()
 
-    def passing(self) -> Tensor:
+    def passing(self) -> "Tensor":
         """As `x`; of a draw's images alone, which are needed once, nothing is kept."""
         return self._preprocessed() if self.of_a_draw else self.x
 
-    def _preprocessed(self) -> Tensor:
+    def _preprocessed(self) -> "Tensor":
         if isinstance(self.preprocess, Zca):
+            from exact_ntk.data.zca import whitened
+
             log.info(f"preprocess: {self.words}")
             return whitened(self._raw, len(self.at), self.preprocess, self._fitted_on)
-        return normalise(self.pixels[self.at], *self.statistics[self.preprocess])
+        import torch
 
-    def _raw(self, positions: np.ndarray) -> Tensor:
+        return torch.from_numpy(normalise(self.pixels[self.at], *self.statistics[self.preprocess]))
+
+    def _raw(self, positions: np.ndarray) -> "Tensor":
         """Images as they are, in units of their own: float64 (m, C, H, W)."""
+        import torch
+
         return torch.from_numpy(self.pixels[self.at[positions]].transpose(0, 3, 1, 2).astype(np.float64))
 
     @property
@@ -136,9 +142,11 @@ class OrderedImages:
     def _compared(self, positions: np.ndarray) -> np.ndarray:
         # Whitening is a linear map that has an inverse: it tells apart what contrast normalisation does.
         if self.method == "zca":
+            from exact_ntk.data.zca import contrast_normalised
+
             return contrast_normalised(self._raw(positions)).numpy()
         x = normalise(self.pixels[self.at[positions]], *self.statistics[self.method])
-        return x.flatten(1).numpy()
+        return x.reshape(len(x), -1)
 
     def under(self, preprocess: str | Zca, fitted_on: np.ndarray | None = None) -> "OrderedImages":
         """The same images under another preprocessing."""

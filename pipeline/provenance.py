@@ -3,14 +3,14 @@
 import logging
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from exact_ntk.device import describe
 from exact_ntk.errors import StoreError
 from exact_ntk.files import read_json, write_json
 from exact_ntk.locks import locked
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger("ntk")
 
@@ -30,8 +30,10 @@ def _path(folder: Path, stage: str) -> Path:
     return folder / "provenance" / f"{stage}.json"
 
 
-def add_provenance(folder: Path, stage: str, device: torch.device, **facts: Any) -> None:
+def add_provenance(folder: Path, stage: str, device: "torch.device", **facts: Any) -> None:
     """Add a stage's facts to a run's folder: numbers are added to those of earlier processes and of others at work."""
+    from exact_ntk.device import describe
+
     path = _path(folder, stage)
     with locked(path.with_name(".lock")):
         earlier = _read(path)

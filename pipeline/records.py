@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from exact_ntk.config import Readout
 from exact_ntk.errors import StoreError
 
+# |K alpha - y| / |y| above which alpha is no solution, and what it predicts no result.
+LARGEST_RESIDUAL = 1e-3
+
 
 class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
 from exact_ntk.config import CnnColumn, Config, KernelColumn, Zca
 from exact_ntk.draws import Draw, draw
 from exact_ntk.errors import ConfigError
 from exact_ntk.files import digest
-from exact_ntk.gram.plan import DTYPES, Request, Shelf, Source, sources_of
-from exact_ntk.gram.spread import Backends
+from exact_ntk.gram.plan import Request, Shelf, sources_of
 from exact_ntk.images import OrderedImages
-from exact_ntk.kernels import resolve_backend
-from exact_ntk.kernels.passes import FAMILIES, family_of, trained_by_default
+from exact_ntk.kernel_names import FAMILIES, family_of, trained_by_default
 from exact_ntk.networks.cell import NetworkCell
+from exact_ntk.records import MissingCell
 from exact_ntk.regression.cell import KernelCell, Place
 
 if TYPE_CHECKING:
+    import torch
+
     from exact_ntk.workers.crew import Crew
 
 
@@ -37,6 +37,10 @@ class Cell(Protocol):
 
     @property
     def depth(self) -> int: ...
+
+    def finished(self) -> bool:
+        """Whether `record` gives one. Raises StoreError for a damaged file."""
+        ...
 
     def record(self) -> tuple[Any, dict[str, Any]] | None:
         """Its record and provenance, or None while it is not finished."""
@@ -59,18 +63,31 @@ class Cell(Protocol):
         ...
 
 
+def missing_cell(cell: Cell) -> MissingCell:
+    """What a cell that is not finished needs."""
+    return MissingCell(column=cell.name, depth=cell.depth, needs=cell.needs(), failed=cell.trouble() is not None)
+
+
 @dataclass(frozen=True)
 class Table:
-    """folder: of the run, where Gram stores, solved draws and training runs lie.
+    """on: the device that computes, or its name, which is looked up where something depends on it.  folder: of the run,
+    where Gram stores, solved draws and training runs lie.
 
     crew: workers on other machines than this, whose backends compute.
     """
 
     config: Config
     images: OrderedImages
-    device: torch.device
+    on: "torch.device | str"
     folder: Path
     crew: "Crew | None" = None
+
+    @cached_property
+    def device(self) -> "torch.device":
+        """The device that computes. Raises ConfigError for a name of none that is there."""
+        from exact_ntk.device import resolve_device
+
+        return resolve_device(self.on) if isinstance(self.on, str) else self.on
 
     @cached_property
     def shelf(self) -> Shelf:
@@ -83,6 +100,10 @@ class Table:
 
         Raises ConfigError where the one asked for cannot run.
         """
+        from exact_ntk.gram.compute import DTYPES
+        from exact_ntk.gram.spread import Backends
+        from exact_ntk.kernels import resolve_backend
+
         if self.crew:
             return self.crew.ask(Backends())
         gram, (_, height, width) = self.config.gram, self.images.shape
@@ -120,10 +141,9 @@ class Table:
         images = self._images(how)
         if each:
             alone = [self._alone(images, d) for d in draws]
-            places = tuple(Place(i, *_in_halves(i), self._sources(column, i)) for i in alone)
+            places = tuple(self._place(column, i, *_in_halves(i)) for i in alone)
         else:
-            sources = self._sources(column, images)
-            places = tuple(Place(images, d.train, d.test, sources) for d in draws)
+            places = tuple(self._place(column, images, d.train, d.test) for d in draws)
         return [KernelCell(name, column, depth, images, draws, places, self.shelf) for depth in column.depths]
 
     def _images(self, how: str | Zca, fitted_on: np.ndarray | None = None) -> OrderedImages:
@@ -145,11 +165,11 @@ class Table:
     def _made(self) -> dict[tuple[str, str | None], OrderedImages]:
         return {}
 
-    def _sources(self, column: KernelColumn, images: OrderedImages) -> tuple[Source, ...]:
+    def _place(self, column: KernelColumn, images: OrderedImages, train: np.ndarray, test: np.ndarray) -> Place:
         rides_with = self._ends[family_of(column.readout)]
         ends = (column.trains_first, column.trains_last) if column.model == "cntk" else rides_with
-        backend = self._backends_if_any.get(column.readout)
-        return sources_of(column.kernel, ends, self.config.gram, images, backend)
+        known = sources_of(column.kernel, ends, self.config.gram, images)
+        return Place(images, train, test, known, lambda: self._backends_if_any.get(column.readout))
 
     @cached_property
     def _ends(self) -> dict[str, tuple[bool, bool]]:

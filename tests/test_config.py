@@ -8,7 +8,7 @@ import yaml
 from exact_ntk.config import Config
 from exact_ntk.errors import ConfigError
 from exact_ntk.files import fingerprint
-from exact_ntk.kernels.passes import window_of
+from exact_ntk.kernel_names import window_of
 from exact_ntk.report.paired import counterparts
 from exact_ntk.settings import bundled, load_config
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from exact_ntk.config import Cifar10, Digits, Npz
 from exact_ntk.data.arrays import read_images, read_labels
@@ -95,13 +93,13 @@ def normalisation(x: np.ndarray, how: str = "standard") -> tuple[np.ndarray, np.
     return mean, std
 
 
-def normalise(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> Tensor:
-    """Images (n, H, W, C) -> float32 tensor (n, C, H, W), each channel minus its mean, over its deviation."""
+def normalise(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Images (n, H, W, C) -> float32 (n, C, H, W), each channel minus its mean, over its deviation."""
     scale = _scale(x)
     out = np.empty((len(x), x.shape[3], x.shape[1], x.shape[2]), np.float32)
     for channel in range(x.shape[3]):
         out[:, channel] = (x[..., channel].astype(np.float64) / scale - mean[channel]) / std[channel]
-    return torch.from_numpy(out)
+    return out
 
 
 def _scale(x: np.ndarray) -> float:

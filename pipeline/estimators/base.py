@@ -23,11 +23,12 @@ from exact_ntk.estimators.uncertainty import Posterior, by_cholesky, by_flow
 from exact_ntk.files import read_npz, write_npz
 from exact_ntk.kernels import cntk
 from exact_ntk.memory import default_memory, parse_bytes
+from exact_ntk.records import LARGEST_RESIDUAL
 from exact_ntk.regression.early_stopping import split
 from exact_ntk.regression.gradient_flow import GradientFlow
 from exact_ntk.regression.plan import DoesNotFit, plan_solve
 from exact_ntk.regression.ridge import EIGEN_MATRICES, leave_one_out
-from exact_ntk.regression.solve import LARGEST_RESIDUAL, kernel_regression
+from exact_ntk.regression.solve import kernel_regression
 
 FORMAT = 2
 BLOCK_IMAGES = 512
@@ -150,7 +151,7 @@ class KernelMachine(BaseEstimator):
             self.mean_, deviation = channel_statistics(images)
             self.scale_ = np.where(deviation > 1e-12, deviation, 1.0)  # a channel that never varies says nothing
         self.image_shape_, self.pixels_ = images.shape[1:], images.dtype.kind
-        self.X_fit_ = normalise(images, self.mean_, self.scale_).numpy()
+        self.X_fit_ = normalise(images, self.mean_, self.scale_)
         self.ridge_: float = 0.0
         self.stopping_time_: float | None = None
         try:
@@ -283,7 +284,7 @@ class KernelMachine(BaseEstimator):
             raise ValueError(f"X holds images of H x W x C {images.shape[1:]}, and was fitted on {self.image_shape_}")
         if images.dtype.kind != self.pixels_:
             raise ValueError("X was uint8 when fitted and is not now, or the other way round: pass images of one type")
-        return normalise(images, self.mean_, self.scale_)
+        return torch.from_numpy(normalise(images, self.mean_, self.scale_))
 
     def _outputs(self, X: Any) -> np.ndarray:
         """ker(x, X) alpha, float64 (n, outputs), some images at a time."""

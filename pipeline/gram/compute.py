@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from exact_ntk.gram.plan import DTYPES, LARGEST_TILE_BYTES, Source
+from exact_ntk.gram.plan import LARGEST_TILE_BYTES, Source
 from exact_ntk.gram.tiles import Array, is_mirrored, is_self_kernel, kernel_of
+from exact_ntk.kernel_names import family_of
 from exact_ntk.kernels import Pass, cntk_pass, self_pass
-from exact_ntk.kernels.passes import family_of
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}  # by the config's words
 
 log = logging.getLogger("ntk")
 

@@ -18,9 +18,8 @@ from tqdm import tqdm
 from exact_ntk.errors import NtkError, StoreError
 from exact_ntk.files import fingerprint
 from exact_ntk.gram import store
-from exact_ntk.gram.compute import TileComputer, passes_of
+from exact_ntk.gram.compute import DTYPES, TileComputer, passes_of
 from exact_ntk.gram.plan import (
-    DTYPES,
     Fill,
     Request,
     Share,

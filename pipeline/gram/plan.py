@@ -4,11 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from exact_ntk.config import Gram
 from exact_ntk.errors import Incomplete
@@ -16,9 +14,11 @@ from exact_ntk.files import fingerprint
 from exact_ntk.gram import store as stores
 from exact_ntk.gram.store import GramStore
 from exact_ntk.gram.tiles import Array, Shape, Tile, is_self_kernel
-from exact_ntk.kernels import KERNEL_VERSION, RESOLVED_BACKENDS
-from exact_ntk.kernels.passes import family_of, pooling_of, trained_by_default
+from exact_ntk.kernel_names import KERNEL_VERSION, RESOLVED_BACKENDS, family_of, pooling_of, trained_by_default
 from exact_ntk.locks import locked
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SECONDS_A_TILE = 30.0
 SECONDS_A_FILE = 0.002
@@ -28,10 +28,7 @@ FEWEST_TILES_ACROSS = 4
 MOST_FILES = 20_000
 # A store in tiles of another side is gone on with unless it takes this many times, and this many seconds more.
 UNFIT, UNFIT_SECONDS = 4.0, 60.0
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-}  # by the config's words; a later one serves for an earlier
+DTYPES = "float32", "float64"  # a later one serves for an earlier
 
 Block = tuple[np.ndarray, np.ndarray]  # rows and columns, as positions
 
@@ -65,7 +62,7 @@ class Images(Protocol):
         """Whether these are one draw's images alone, done with when their store is."""
         ...
 
-    def passing(self) -> Tensor:
+    def passing(self) -> "Tensor":
         """As the kernels take them, (n_train + n_test, C, H, W)."""
         ...
 
@@ -103,36 +100,37 @@ class Source:
         return {**self.values, "train_first": self.train_first, "train_last": self.train_last}
 
 
-def sources_of(
-    kernel: str, ends: tuple[bool, bool], gram: Gram, images: Images, backend: str | None
-) -> tuple[Source, ...]:
-    """Every source that can serve a kernel readout, the one that this machine would compute first.
+def sources_of(kernel: str, ends: tuple[bool, bool], gram: Gram, images: Images) -> tuple[Source, ...]:
+    """Every source that can serve a kernel readout, those of other machines' backends too, as `gram.backend` admits.
 
     ends: trained first and last layer of its pass; an NNGP kernel, which does not depend on them, may come from any
-    other. backend: as resolved here, None where nothing can compute; those of other machines serve where `gram.backend`
-    admits them. A float64 pass serves where float32 is asked for, and values kept in float64 where float32 is.
+    other. A float64 pass serves where float32 is asked for, and values kept in float64 where float32 is.
     """
     family, allowed = family_of(kernel), [ends]
     if kernel != pooling_of(kernel):
         default = trained_by_default(family)
         every = [(a, b) for a in (False, True) for b in (False, True)]
         allowed = list(dict.fromkeys([ends, (default, default), *every]))
-    backends = [
-        *([backend] if backend else []),
-        *(b for b in RESOLVED_BACKENDS if gram.backend in ("auto", b.split("-")[0])),
-    ]
-    dtypes, stored = (list(DTYPES)[list(DTYPES).index(asked) :] for asked in (gram.dtype, gram.store))
-    found = (
+    backends = [b for b in RESOLVED_BACKENDS if gram.backend in ("auto", b.split("-")[0])]
+    dtypes, stored = (DTYPES[DTYPES.index(asked) :] for asked in (gram.dtype, gram.store))
+    return tuple(
         Source(family, first, last, name, dtype, images, kept)
         for dtype in dtypes
         for kept in stored
-        for name in dict.fromkeys(backends)
+        for name in backends
         for first, last in allowed
         # The fused kernels compute in float32 only, and the reference Myrtle networks in float64 only.
         if not (dtype == "float64" and name.startswith("fused"))
         if not (dtype == "float32" and name.startswith("reference") and family == "myrtle")
     )
-    return tuple(sorted(found, key=lambda source: source.backend != backends[0]))
+
+
+def preferring(sources: Sequence[Source], backend: str | None) -> tuple[Source, ...]:
+    """The sources of a column in order of preference; backend: as resolved here, None where nothing can compute.
+
+    What this machine would compute goes before the others.
+    """
+    return tuple(sorted(sources, key=lambda source: source.backend != backend))
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.storage import MemoryStore
 
 from exact_ntk.errors import Incomplete, NtkError, StoreError
 from exact_ntk.files import digest, fingerprint, remove_leftovers, remove_partials, temporary_beside
@@ -37,6 +34,10 @@ from exact_ntk.gram.tiles import (
 from exact_ntk.locks import Lock, locked, try_lock
 from exact_ntk.progress import progress
 
+if TYPE_CHECKING:
+    from zarr.storage import MemoryStore
+
+# zarr is imported where a store is opened: to see which tiles there are takes none.
 FORMAT = 2
 READ_AHEAD = 4  # tiles that are read at once, each by a thread
 ADVICE = "move it away to have it computed anew"
@@ -103,6 +104,9 @@ def is_made(path: Path) -> bool:
 
 def _make(path: Path, fields: dict[str, Any], side: int, image_index: np.ndarray) -> None:
     """Write what of a store's metadata is missing; under the store's lock."""
+    import zarr
+    from zarr.codecs import Crc32cCodec
+
     temporary = temporary_beside(path)
     attributes = {"format": FORMAT, "fields": fields, "side": side, "image_index_digest": digest(image_index)}
     try:
@@ -135,6 +139,8 @@ def open(path: Path | str, fields: dict[str, Any] | None = None) -> "GramStore":
     Raises StoreError, naming the field, if its attributes do not belong to its name, or to the `fields` that the
     config asks for; if it is of another format; and if the group or an array of it is damaged.
     """
+    import zarr
+
     path = Path(path)
     try:
         attributes: dict[str, Any] = dict(zarr.open_group(str(path), mode="r+", zarr_format=3).attrs)
@@ -193,6 +199,8 @@ class GramStore:
     @property
     def image_index(self) -> np.ndarray:
         """(rows,) position -> index in the data set: training images, then test images."""
+        import zarr
+
         return np.asarray(zarr.open_array(str(self.path / "image_index"), mode="r")[:])
 
     def check_image_index(self, expected: str | None) -> None:
@@ -237,8 +245,11 @@ class GramStore:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _lay_out(self, where: str | MemoryStore, array: Array) -> Any:
+    def _lay_out(self, where: "str | MemoryStore", array: Array) -> Any:
         """A new zarr array of this store's layout."""
+        import zarr
+        from zarr.codecs import BytesCodec, Crc32cCodec
+
         shape, chunks = self._layout(array)
         return zarr.create_array(
             where,
@@ -263,6 +274,9 @@ class GramStore:
     def _array(self, array: Array) -> Any:
         """The zarr array, opened once. Raises StoreError unless it is laid out and named as this store's."""
         if array not in self._opened:
+            import zarr
+            from zarr.storage import MemoryStore
+
             path = self.path / array_name(array)
             if not (path / "zarr.json").exists() and path.is_dir():
                 self.add(array)

@@ -15,8 +15,9 @@ from exact_ntk.config import Gram
 from exact_ntk.errors import Incomplete, StoreError
 from exact_ntk.files import digest, expanded, require_writable
 from exact_ntk.gram import store as stores
+from exact_ntk.gram.compute import DTYPES
 from exact_ntk.gram.fill import Filler
-from exact_ntk.gram.plan import DTYPES, Request, Shelf, sources_of
+from exact_ntk.gram.plan import Request, Shelf, preferring, sources_of
 from exact_ntk.gram.store import GramStore
 from exact_ntk.gram.tiles import Array, array_name, self_kernel
 from exact_ntk.kernels import resolve_backend
@@ -76,7 +77,8 @@ def gram_store(
         for readout in job.readouts:
             resolved = resolve_backend(backend, target, arithmetic, height, width, readout)
             require_range(images.x, "x", resolved, arithmetic)
-            sources = sources_of(readout, (job.train_first, job.train_last), gram, images, resolved)
+            known = sources_of(readout, (job.train_first, job.train_last), gram, images)
+            sources = preferring(known, resolved)
             for array in ((readout, depth) for depth in job.depths):
                 arrays = (array, self_kernel(array)) if diagonal else (array,)
                 requests.append(Request(readout, arrays, sources, blocks))

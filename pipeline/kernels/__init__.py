@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from exact_ntk.device import available_memory
+from exact_ntk.kernel_names import READOUTS, family_of
 from exact_ntk.kernels import fused, gradients, reference
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu as fused_gpu
@@ -22,13 +23,11 @@ from exact_ntk.kernels.inputs import (
 from exact_ntk.kernels.myrtle import myrtle, myrtle_pass, resolve_myrtle
 from exact_ntk.kernels.network import network_kernels
 from exact_ntk.kernels.ntk import nngp, ntk, ntk_layers
-from exact_ntk.kernels.passes import READOUTS, Matrices, Padding, Pass, family_of, plan_passes
+from exact_ntk.kernels.passes import Matrices, Padding, Pass, plan_passes
 from exact_ntk.notices import warn_once
 
 __all__ = [
-    "KERNEL_VERSION",
     "READOUTS",
-    "RESOLVED_BACKENDS",
     "Pass",
     "cntk",
     "cntk_pass",
@@ -42,11 +41,8 @@ __all__ = [
     "self_pass",
 ]
 
-# Bump by hand when any backend's values change beyond rounding: stores of another version are not reused.
-KERNEL_VERSION = 2
 BACKENDS = ("auto", "reference", "fused")
 SLOWER = "30 (gap) to 90 (vanilla)"  # measured: README, Speed
-RESOLVED_BACKENDS = ("fused-cuda", "fused-cpu", "reference-cuda", "reference-cpu")
 
 
 def _why_not_fused(

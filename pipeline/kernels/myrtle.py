@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from exact_ntk.device import available_memory
+from exact_ntk.kernel_names import BLOCKS, DIVISOR
 from exact_ntk.kernels import fused
 from exact_ntk.kernels.arccos import relu_duals, snap_to_unit
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu_myrtle as fused_gpu_myrtle
 from exact_ntk.kernels.inputs import Values, as_device, as_flag, as_names, as_tensor, require_range
-from exact_ntk.kernels.passes import BLOCKS
 from exact_ntk.kernels.reference import (
     BYTE_BUDGET,
     PIXEL_PAIRS,
@@ -33,7 +33,6 @@ from exact_ntk.kernels.reference import (
 from exact_ntk.notices import warn_once
 
 READOUTS = ("ntk", "nngp", "nngp-unit")
-DIVISOR = 4  # of an image's sides
 TENSORS_ALIVE = 8
 
 Duals = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -1,50 +1,26 @@
 """Which kernels one pass of the recursion yields: a readout family, its depths and its trained end layers."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-# What a pass computes: pixel pairs p = p', all of them, or all of them with 2 x 2 pools on the way.
-FAMILIES = ("vanilla", "gap", "myrtle")
-READOUTS = tuple(f + s for f in ("vanilla", "gap") for s in ("", "-nngp"))
-# Myrtle networks by depth, of which the readout is one layer: convolutions in each block, with a pool between blocks.
-BLOCKS = {5: (2, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}
-WINDOW = re.compile(r"lap-(0|[1-9]\d{0,2})")
+from exact_ntk.kernel_names import (
+    BLOCKS,
+    FAMILIES,
+    READOUTS,
+    depths_of_myrtle,
+    family_of,
+    pooling_of,
+    trained_by_default,
+    window_of,
+)
+
 Padding = Literal["zero", "circular"]
 PADDINGS: tuple[Padding, ...] = ("zero", "circular")
 # The matrix (n1, n2) of a readout at a depth.
 Matrices = Mapping[tuple[str, int], Tensor]
-
-
-def pooling_of(readout: str) -> str:
-    """How a readout pools: gap for gap and gap-nngp, lap-4 for lap-4 and lap-4-nngp."""
-    return readout.removesuffix("-nngp")
-
-
-def window_of(readout: str) -> int | None:
-    """c of local average pooling over (2 c + 1)^2 pixels, None for the other readouts."""
-    match = WINDOW.fullmatch(pooling_of(readout))
-    return int(match[1]) if match else None
-
-
-def family_of(readout: str) -> str:
-    """The family of a readout: vanilla, myrtle, or gap, whose passes hold the local averages too."""
-    pooling = pooling_of(readout)
-    return pooling if pooling in FAMILIES else "gap"
-
-
-def depths_of_myrtle() -> str:
-    """The depths of the Myrtle networks, in words."""
-    *others, last = BLOCKS
-    return f"{', '.join(map(str, others))} or {last}"
-
-
-def trained_by_default(readout: str) -> bool:
-    """Whether the end layers are trained where nothing is said: in global average pooling they are not (the paper)."""
-    return pooling_of(readout) != "gap"
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from exact_ntk.kernel_names import window_of
 from exact_ntk.kernels.arccos import relu_duals, snap_to_unit
-from exact_ntk.kernels.passes import Padding, Pass, window_of
+from exact_ntk.kernels.passes import Padding, Pass
 from exact_ntk.kernels.windows import local_mean
 
 FILTER_PIXELS = 9  # q^2 of the 3 x 3 filters; c_sigma = 2 lives in the duals

@@ -2,10 +2,9 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from exact_ntk.config import CnnColumn
 from exact_ntk.draws import Draw, copies_tested
@@ -14,12 +13,15 @@ from exact_ntk.files import digest, fingerprint
 from exact_ntk.images import OrderedImages
 from exact_ntk.kept import keep_record, read_kept, set_damaged_aside
 from exact_ntk.locks import locked
-from exact_ntk.networks.lr import MOST_STEPS, DeadNetwork, largest_stable_lr
-from exact_ntk.networks.training import LOSS, Setting, TrainingData, build_network
+from exact_ntk.networks.setting import LOSS, Setting
 from exact_ntk.progress import progress
 from exact_ntk.records import Divergence, LargestRate, NetworkRecord, TrainedRun
-from exact_ntk.regression.solve import targets
 from exact_ntk.standard_error import standard_error
+
+if TYPE_CHECKING:
+    import torch
+
+    from exact_ntk.networks.training import TrainingData
 
 # Bump by hand when the same setting trains another way, here in some precisions only: earlier runs are not reused.
 TRAIN_VERSIONS = {"float32": 4, "tf32": 4, "bf16": 5}
@@ -62,8 +64,13 @@ class NetworkCell:
         """How the learning rate is chosen: single, holdout or test."""
         return self.column.select if len(self.column.lr) > 1 else "single"
 
-    def data(self, part: str, device: torch.device) -> TrainingData:
+    def data(self, part: str, device: "torch.device") -> "TrainingData":
         """The images a run trains and is scored on: all of the draw and the test images, or the held-out split."""
+        import torch
+
+        from exact_ntk.networks.training import TrainingData
+        from exact_ntk.regression.solve import targets
+
         train_at, test_at = (self.draw.train, self.draw.test) if part == ALL else (self.fit, self.held_out)
         x, y = self.images.x, self.images.y
 
@@ -173,7 +180,7 @@ class NetworkCell:
         """Whether its largest stable learning rate is needed and not known yet."""
         return self.column.lr_unit == "max" and not self.largest_lr_path.exists()
 
-    def largest_lr(self, device: torch.device) -> LargestRate:
+    def largest_lr(self, device: "torch.device") -> LargestRate:
         """The largest stable learning rate of the seed-0 network, computed once and kept, or why there is none."""
         path = self.largest_lr_path
         with locked(path.with_suffix(".lock"), remove=True):  # other runs of the cell wait for it
@@ -181,7 +188,10 @@ class NetworkCell:
                 self._find_largest_lr(path, device)
         return read_kept(path, LargestRate)
 
-    def _find_largest_lr(self, path: Path, device: torch.device) -> None:
+    def _find_largest_lr(self, path: Path, device: "torch.device") -> None:
+        from exact_ntk.networks.lr import MOST_STEPS, DeadNetwork, largest_stable_lr
+        from exact_ntk.networks.training import build_network
+
         setting, data = self.setting(1.0, 0), self.data(ALL, device)
         lr_max, why = None, None
         with progress(f"{self.name}/{self.depth} largest stable lr", MOST_STEPS, "step") as bar:
@@ -191,15 +201,25 @@ class NetworkCell:
                 why = str(error)
         keep_record(path, LargestRate(lr_max=lr_max, why=why, fields=self._largest_lr_fields()))
 
-    def record(self) -> tuple[NetworkRecord, dict[str, Any]] | None:
-        """The cell's record and provenance, or None while runs are missing or every learning rate diverged."""
+    def finished(self) -> bool:
+        """Whether there is a run of every seed, and one that did not diverge. Raises StoreError for a damaged file."""
+        return self._finished_runs() is not None
+
+    def _finished_runs(self) -> list[TrainedRun] | None:
+        """The reported runs, or None while some are missing or where every one diverged."""
         lr, missing = self.chosen()
         if missing or lr is None:
             return None
         done = [run for key in self.reported(lr) if (run := self.trained(key))]
-        good = [run for run in done if run.result.accuracy is not None]
-        if len(done) < self.column.seeds or not good:
+        good = any(run.result.accuracy is not None for run in done)
+        return done if good and len(done) == self.column.seeds else None
+
+    def record(self) -> tuple[NetworkRecord, dict[str, Any]] | None:
+        """The cell's record and provenance, or None while runs are missing or every learning rate diverged."""
+        done = self._finished_runs()
+        if done is None:
             return None
+        good = [run for run in done if run.result.accuracy is not None]
         values = [float(run.result.accuracy or 0.0) for run in good]
         record = NetworkRecord(
             model="cnn",
@@ -263,7 +283,7 @@ class NetworkCell:
     def trouble(self) -> str | None:
         """Why a cell whose runs are all done has no record, or None."""
         lr, missing = self.chosen()
-        if missing or self.wanted() or self.record():
+        if missing or self.wanted() or self.finished():
             return None
         first = self.divergences()[0]
         if first.lr is None:

@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from exact_ntk.networks import lr
 from exact_ntk.networks.cnn import CNN
 from exact_ntk.networks.precision import arithmetic
+from exact_ntk.networks.setting import Setting
 from exact_ntk.networks.training import (
     EVALUATE_AT_ONCE,
-    Setting,
     TrainingData,
     build_network,
     half_squared_error,

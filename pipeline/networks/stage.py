@@ -18,8 +18,9 @@ from exact_ntk.kept import keep_record, remove
 from exact_ntk.locks import try_lock
 from exact_ntk.networks.cell import ALL, FIT, NetworkCell, RunKey
 from exact_ntk.networks.cost import largest_batch, measure_cost, measure_rate_search, training_flops
+from exact_ntk.networks.setting import Setting
 from exact_ntk.networks.spread import Costs, SpreadTraining
-from exact_ntk.networks.training import Setting, TrainingData, TrainingRun, train
+from exact_ntk.networks.training import TrainingData, TrainingRun, train
 from exact_ntk.progress import duration, progress
 from exact_ntk.records import LargestRate, RunRecord, TrainedRun
 

@@ -16,9 +16,8 @@ from exact_ntk.files import remove_partials
 from exact_ntk.kept import is_whole, keep, set_aside
 from exact_ntk.networks.cnn import CNN
 from exact_ntk.networks.precision import Autocast, arithmetic
+from exact_ntk.networks.setting import Setting
 
-# A learning rate means nothing without it.
-LOSS = "1/2 |f - y|^2, summed over outputs, mean over the batch"
 EVALUATE_AT_ONCE = 256
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 STEPS_BETWEEN_CHECKS = 16
@@ -26,26 +25,6 @@ STEPS_BETWEEN_CHECKS = 16
 DIVERGED = 100.0
 # Below this running accuracy (%) the whole training set cannot be fitted yet and is not measured.
 NEARLY_FITTED = 98.0
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a run is: the network, its data being given, and how it is trained. See `exact_ntk.config.CnnColumn`."""
-
-    readout: str
-    depth: int
-    width: int
-    kappa: float
-    train_first: bool
-    train_last: bool
-    seed: int
-    lr: float
-    momentum: float
-    batch_size: int
-    epochs: int
-    settle: int
-    zero_output: bool
-    precision: str
 
 
 @dataclass(frozen=True)

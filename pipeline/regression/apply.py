@@ -14,10 +14,10 @@ from torch import Tensor
 from exact_ntk.config import CnnColumn, KernelColumn
 from exact_ntk.errors import ConfigError, DataError, Incomplete, NtkError, StoreError
 from exact_ntk.files import read_npz, write_atomic
-from exact_ntk.gram.plan import DTYPES
+from exact_ntk.gram.compute import DTYPES
 from exact_ntk.images import OrderedImages
+from exact_ntk.kernel_names import family_of
 from exact_ntk.kernels import Pass, cntk_pass, require_memory, resolve_backend, self_pass
-from exact_ntk.kernels.passes import family_of
 from exact_ntk.progress import progress
 from exact_ntk.regression.cell import KernelCell
 from exact_ntk.regression.matrix import BATCH_BYTES, Matrix, hold, on_unit_diagonal, row_blocks

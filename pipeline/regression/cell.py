@@ -1,24 +1,28 @@
 """A kernel column at a depth: the draws it is the mean of, the kernel blocks they read, and its record."""
 
+import math
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exact_ntk.config import KernelColumn, RidgeChoice
 from exact_ntk.draws import Draw, copies_tested
 from exact_ntk.files import digest, fingerprint
-from exact_ntk.gram.plan import Request, Shelf, Source
+from exact_ntk.gram.plan import Request, Shelf, Source, preferring
 from exact_ntk.gram.store import GramStore
 from exact_ntk.gram.tiles import Array, mirrored, self_kernel
 from exact_ntk.images import OrderedImages
-from exact_ntk.kept import read_kept, read_kept_npz, set_damaged_aside
-from exact_ntk.records import KernelRecord, SolvedDraw
-from exact_ntk.regression.early_stopping import over_draws
-from exact_ntk.regression.matrix import Averaged, Matrix, Stored, UnitDiagonal
-from exact_ntk.regression.solve import LARGEST_RESIDUAL
+from exact_ntk.kept import read_kept, read_kept_npz, require_whole, set_damaged_aside
+from exact_ntk.records import LARGEST_RESIDUAL, EarlyStopped, EarlyStoppedCell, KernelRecord, SolvedDraw
 from exact_ntk.standard_error import standard_error
+
+if TYPE_CHECKING:
+    from exact_ntk.regression.matrix import Matrix
 
 # Bump by hand when the same kernel and draw are solved another way: earlier draws are not reused.
 SOLVE_VERSION = 3
@@ -34,12 +38,21 @@ def _identity(ridge: float | RidgeChoice) -> Any:
 
 @dataclass(frozen=True)
 class Place:
-    """A draw's positions among `images`, and the sources that may hold its kernel, in order of preference."""
+    """A draw's positions among `images`, and every source that may hold its kernel.
+
+    backend: resolves what this machine computes with, which takes torch and may compile kernels.
+    """
 
     images: OrderedImages
     train: np.ndarray
     test: np.ndarray
-    sources: tuple[Source, ...]
+    known: tuple[Source, ...]
+    backend: Callable[[], str | None]
+
+    @cached_property
+    def sources(self) -> tuple[Source, ...]:
+        """Those known, in order of preference."""
+        return preferring(self.known, self.backend())
 
     @property
     def shared(self) -> bool:
@@ -93,8 +106,17 @@ class KernelCell:
 
     def solved_path(self, k: int) -> Path | None:
         """The record of draw k from the first source that has been solved, or None."""
-        paths = dict.fromkeys(self.path(k, source) for source in self.places[k].sources)
-        return next((p for p in paths if p.exists() and p.with_suffix(".npz").exists()), None)
+        there = [p for p in self._known_paths[k] if p.exists() and p.with_suffix(".npz").exists()]
+        if len(there) > 1:
+            there = [p for p in (self.path(k, source) for source in self.places[k].sources) if p in there]
+        return there[0] if there else None
+
+    @cached_property
+    def _known_paths(self) -> list[list[Path]]:
+        """For each draw the records there may be of it."""
+        return [
+            list(dict.fromkeys(self.path(k, source) for source in place.known)) for k, place in enumerate(self.places)
+        ]
 
     def solved(self, k: int) -> SolvedDraw | None:
         """Draw k's record, or None while it is not solved. Raises StoreError for a damaged file."""
@@ -126,10 +148,12 @@ class KernelCell:
             *([self_kernel(self.array)] if column.unit_diagonal else []),
         )
 
-    def matrix(self, store: GramStore, rows: np.ndarray, columns: np.ndarray) -> Matrix:
+    def matrix(self, store: GramStore, rows: np.ndarray, columns: np.ndarray) -> "Matrix":
         """The kernel that is regressed with, at positions in a store; nothing is read yet."""
 
-        def of(array: Array) -> Matrix:
+        from exact_ntk.regression.matrix import Averaged, Stored, UnitDiagonal
+
+        def of(array: Array) -> "Matrix":
             stored = Stored(store, array, rows, columns)
             unit = self.column.unit_diagonal
             return UnitDiagonal(stored, unit == "projected") if unit else stored
@@ -140,6 +164,13 @@ class KernelCell:
         """What every solved draw keeps beside its record (see `stage`). Raises StoreError, naming the file."""
         paths = [self.solved_path(k) for k in range(len(self.draws))]
         return [read_kept_npz(path.with_suffix(".npz")) for path in paths if path]
+
+    def finished(self) -> bool:
+        """Whether every draw is solved and has a solution. Raises StoreError for a damaged file."""
+        paths = [self.solved_path(k) for k in range(len(self.draws))]
+        for path in filter(None, paths):
+            require_whole(path.with_suffix(".npz"))
+        return self.trouble() is None and None not in paths
 
     def record(self) -> tuple[KernelRecord, dict[str, Any]] | None:
         """The cell's record and provenance, or None while draws are missing or where one has no solution."""
@@ -203,3 +234,19 @@ class KernelCell:
                     f"singular (condition in the 1-norm {text}): give the column a ridge, such as ridge: 1.0e-6"
                 )
         return None
+
+
+def over_draws(draws: Sequence[EarlyStopped | None]) -> EarlyStoppedCell | None:
+    """Means over the draws that have a flow, and the median of their times; None where none has one."""
+    flows = [d for d in draws if d is not None]
+    if not flows:
+        return None
+    median = statistics.median_high(math.inf if d.time is None else d.time for d in flows)
+    accuracies = ("held_out", "held_out_at_infinity", "test", "test_at_infinity")
+    return EarlyStoppedCell(
+        time=None if math.isinf(median) else median,
+        **{key: float(np.mean([getattr(d, key) for d in flows])) for key in accuracies},
+        n_held_out=flows[0].n_held_out,
+        draws=len(flows),
+        draws_without_flow=len(draws) - len(flows),
+    )

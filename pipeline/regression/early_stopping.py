@@ -1,15 +1,13 @@
 """Early stopping of the infinitely wide network: what gradient flow gives where accuracy on a held-out split peaks."""
 
 import math
-import statistics
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from exact_ntk.errors import NtkError
-from exact_ntk.records import EarlyStopped, EarlyStoppedCell
+from exact_ntk.records import EarlyStopped
 from exact_ntk.regression.gradient_flow import GradientFlow
 from exact_ntk.regression.matrix import BATCH_BYTES, Matrix, block, multiply
 from exact_ntk.regression.plan import DoesNotFit
@@ -79,20 +77,4 @@ def stop_early(
         test=test[0],
         test_at_infinity=test[1],
         n_held_out=held_out,
-    )
-
-
-def over_draws(draws: Sequence[EarlyStopped | None]) -> EarlyStoppedCell | None:
-    """Means over the draws that have a flow, and the median of their times; None where none has one."""
-    flows = [d for d in draws if d is not None]
-    if not flows:
-        return None
-    median = statistics.median_high(math.inf if d.time is None else d.time for d in flows)
-    accuracies = ("held_out", "held_out_at_infinity", "test", "test_at_infinity")
-    return EarlyStoppedCell(
-        time=None if math.isinf(median) else median,
-        **{key: float(np.mean([getattr(d, key) for d in flows])) for key in accuracies},
-        n_held_out=flows[0].n_held_out,
-        draws=len(flows),
-        draws_without_flow=len(draws) - len(flows),
     )

@@ -20,8 +20,6 @@ from exact_ntk.regression.matrix import Held, Matrix, ridge_unit, row_blocks
 from exact_ntk.regression.panels import PanelFiles
 from exact_ntk.regression.plan import DoesNotFit, SolvePlan, flops_per_second, plan_solve
 
-# |K alpha - y| / |y| above which alpha is no solution, and what it predicts no result.
-LARGEST_RESIDUAL = 1e-3
 SECONDS_WITHOUT_BAR = 2.0
 
 log = logging.getLogger("ntk")

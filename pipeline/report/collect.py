@@ -9,7 +9,7 @@ from exact_ntk.device import describe
 from exact_ntk.provenance import read_provenance
 from exact_ntk.records import CellRecord, ColumnHead, MissingCell, Results
 from exact_ntk.report.paired import paired_differences
-from exact_ntk.table import Table
+from exact_ntk.table import Table, missing_cell
 
 Arrays = dict[tuple[str, int], list[dict[str, np.ndarray]]]
 
@@ -37,8 +37,7 @@ def collect(table: Table) -> Collected:
     for cell in table.cells:
         found = cell.record()
         if found is None:
-            failed = cell.trouble() is not None
-            missing.append(MissingCell(column=cell.name, depth=cell.depth, needs=cell.needs(), failed=failed))
+            missing.append(missing_cell(cell))
             continue
         records.append(found[0])
         provenance[f"{cell.name}/{cell.depth}"] = found[1]

@@ -1,7 +1,8 @@
 """How the report's line figures look: one colour-blind-safe style, each line named at its end, one panel an SVG."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -58,7 +59,31 @@ def panel(
     log_y: bool = False,
     zero: bool = False,
 ) -> Panel:
-    """One panel.  ticks: the x values there are, on a logarithmic axis.  zero: a dashed line at y = 0."""
+    """One panel.  ticks: the x values there are, on a logarithmic axis.  zero: a dashed line at y = 0.
+
+    `ntk run` reports after each column: what has not changed since is not drawn again.
+    """
+    return _drawn(name, title, tuple(map(_frozen, lines)), x_label, y_label, tuple(ticks), log_y, zero)
+
+
+def _frozen(line: Line) -> Line:
+    """The same in tuples, which have a hash."""
+    x, y = (tuple(map(tuple, curves)) for curves in (line.x, line.y))
+    error = None if line.error is None else tuple(line.error)
+    return replace(line, x=x, y=y, error=error, published=tuple(line.published))
+
+
+@lru_cache(maxsize=256)
+def _drawn(
+    name: str,
+    title: str,
+    lines: tuple[Line, ...],
+    x_label: str,
+    y_label: str,
+    ticks: tuple[float, ...],
+    log_y: bool,
+    zero: bool,
+) -> Panel:
     height = max(HEIGHT, NAME_HEIGHT * len(lines) + 0.9)
     figure, axis = subplots(1, 1, (WIDTH, height))
     for k, line in enumerate(lines):

@@ -45,7 +45,7 @@ def vectors(count: int) -> Tensor:
 def images(count: int) -> Tensor:
     """The first `count` training digits, normalised as in the tables: (count, 1, 8, 8), float64."""
     digits = load_dataset(Digits(dataset="digits"))
-    return normalise(digits.x_train[:count], *normalisation(digits.x_train)).double()
+    return torch.from_numpy(normalise(digits.x_train[:count], *normalisation(digits.x_train))).double()
 
 
 def two_classes(each: int, test_each: int, classes: tuple[int, int] = (3, 8)) -> Problem:

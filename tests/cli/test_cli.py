@@ -201,6 +201,16 @@ def test_overrides_may_complete_a_config(folder: Path):
     assert ntk(folder, "run", "base.yaml", "--set", "data.path=digits.npz").returncode == 0
 
 
+def test_status_of_a_finished_table_imports_neither_torch_nor_zarr(folder: Path):
+    command = (
+        "from exact_ntk.cli.main import main\ntry:\n    main()\nfinally:\n    print(sorted({*sys.modules} & {*HEAVY}))"
+    )
+    code = f"import sys\nHEAVY = 'torch', 'zarr', 'matplotlib', 'sklearn'\n{command}"
+    arguments = [sys.executable, "-P", "-c", code, "status", "tiny.yaml"]
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "cells: 3 done, 0 missing\n[]\n")
+
+
 def test_status_writes_nothing(folder: Path):
     next((folder / "runs" / "tiny").glob("gram-*/zarr.json")).unlink()
     shutil.rmtree(folder / "runs" / "tiny" / "solve")

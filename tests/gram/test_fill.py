@@ -138,6 +138,6 @@ def test_an_unfit_backend_is_a_config_error(config_path: Path, tmp_path: Path, m
     def unfit(*args):
         raise ValueError("needs a compiler")
 
-    monkeypatch.setattr("exact_ntk.table.resolve_backend", unfit)
+    monkeypatch.setattr("exact_ntk.kernels.resolve_backend", unfit)
     with pytest.raises(ConfigError, match=r"gram\.backend: needs a compiler"):
         fill(table_of(config_path, tmp_path))

@@ -91,12 +91,12 @@ def test_a_store_of_another_device_serves_where_it_is_complete(
 ):
     caplog.set_level(logging.INFO, "ntk")
     with monkeypatch.context() as patch:
-        patch.setattr("exact_ntk.table.resolve_backend", lambda *_: "reference-cuda")
+        patch.setattr("exact_ntk.kernels.resolve_backend", lambda *_: "reference-cuda")
         filled(config_path, tmp_path, "gram.backend=auto")
     if not whole:
         for path in tmp_path.glob("gram-*/gap-L3/c/1/0"):
             path.unlink()
-    monkeypatch.setattr("exact_ntk.table.resolve_backend", lambda *_: "reference-cpu")
+    monkeypatch.setattr("exact_ntk.kernels.resolve_backend", lambda *_: "reference-cpu")
     table = filled(config_path, tmp_path, "gram.backend=auto")
     found = {r.column: table.shelf.require(r)[0].backend for r in table.requests(True) if r.array[1] == 3}
     assert found["CNTK-V-20"] == found["NNGP-GAP-40"] == "reference-cuda"
@@ -106,7 +106,7 @@ def test_a_store_of_another_device_serves_where_it_is_complete(
 
 def test_a_backend_that_is_not_admitted_serves_nothing(config_path: Path, tmp_path: Path, monkeypatch):
     filled(config_path, tmp_path)  # reference-cpu
-    monkeypatch.setattr("exact_ntk.table.resolve_backend", lambda *_: "fused-cpu")
+    monkeypatch.setattr("exact_ntk.kernels.resolve_backend", lambda *_: "fused-cpu")
     table = table_of(config_path, tmp_path, "gram.backend=fused")
     assert all(table.shelf.complete(request) is None for request in table.requests(True))
 
@@ -114,9 +114,9 @@ def test_a_backend_that_is_not_admitted_serves_nothing(config_path: Path, tmp_pa
 def test_draws_are_planned_one_by_one(config_path: Path, tmp_path: Path, monkeypatch):
     """Two draws lie in another device's store: a third asks for its own tiles alone."""
     with monkeypatch.context() as patch:
-        patch.setattr("exact_ntk.table.resolve_backend", lambda *_: "reference-cuda")
+        patch.setattr("exact_ntk.kernels.resolve_backend", lambda *_: "reference-cuda")
         filled(config_path, tmp_path, "gram.backend=auto")
-    monkeypatch.setattr("exact_ntk.table.resolve_backend", lambda *_: "reference-cpu")
+    monkeypatch.setattr("exact_ntk.kernels.resolve_backend", lambda *_: "reference-cpu")
     table = filled(config_path, tmp_path, "gram.backend=auto", "columns.0.train.draws=3")
     found = [table.shelf.require(r)[0].backend for r in table.requests(True) if r.column == "CNTK-V-20"]
     assert sorted(found) == ["reference-cpu"] * 2 + ["reference-cuda"] * 4

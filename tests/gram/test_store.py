@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -255,9 +256,9 @@ def test_what_killed_makers_leave_goes_with_the_next(tmp_path: Path, what: str, 
     def killed(*_, **__):
         raise KilledError
 
-    make_it = getattr(stores.zarr, what)
+    make_it = getattr(zarr, what)
     with monkeypatch.context() as patch:
-        patch.setattr("exact_ntk.gram.store.zarr." + what, lambda *a, **k: (make_it(*a, **k), killed()))
+        patch.setattr(zarr, what, lambda *a, **k: (make_it(*a, **k), killed()))
         patch.setattr("exact_ntk.gram.store.shutil.rmtree", lambda *_, **__: None)
         with pytest.raises(KilledError):
             filled(tmp_path, 4)

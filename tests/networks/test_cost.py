@@ -11,7 +11,8 @@ from exact_ntk.networks import cost, lr
 from exact_ntk.networks.cnn import CNN
 from exact_ntk.networks.lr import largest_stable_lr
 from exact_ntk.networks.precision import arithmetic
-from exact_ntk.networks.training import Setting, TrainingData, TrainingRun, build_network
+from exact_ntk.networks.setting import Setting
+from exact_ntk.networks.training import TrainingData, TrainingRun, build_network
 from exact_ntk.settings import bundled, load_config
 from tests.networks.test_training import SETTING
 

@@ -14,8 +14,7 @@ import yaml
 
 from exact_ntk.errors import ConfigError, NtkError, StoreError
 from exact_ntk.locks import try_lock
-from exact_ntk.networks import cell as cells
-from exact_ntk.networks import cost, stage
+from exact_ntk.networks import cost, lr, stage, training
 from exact_ntk.networks.cell import ALL, FIT, RunKey
 from exact_ntk.networks.stage import Only, train_cells
 from exact_ntk.networks.training import TrainingRun
@@ -139,7 +138,7 @@ def test_a_network_dead_at_initialisation_costs_its_own_cell_alone(
     cnn_config: Path, tmp_path: Path, monkeypatch, caplog
 ):
     table = prepared(cnn_config, tmp_path, "columns.0.depths=[3, 4]")
-    alive = cells.build_network
+    alive = training.build_network
 
     def dead_at_depth_3(setting, data):
         net = alive(setting, data)
@@ -148,7 +147,7 @@ def test_a_network_dead_at_initialisation_costs_its_own_cell_alone(
                 net.convolutions[0].zero_()
         return net
 
-    monkeypatch.setattr(cells, "build_network", dead_at_depth_3)
+    monkeypatch.setattr(training, "build_network", dead_at_depth_3)
     assert train(table) == 4
     found = collect(table).results
     assert [r.depth for r in found.records] == [4]
@@ -334,7 +333,7 @@ def test_absolute_rates_need_no_search(cnn_config: Path, tmp_path: Path, monkeyp
     assert train(prepared(cnn_config, tmp_path / "shares", "columns.0.seeds=1")) == 1
     assert "to find the largest stable learning rate" in caplog.messages[0]
     caplog.clear()
-    monkeypatch.setattr(cells, "largest_stable_lr", None)
+    monkeypatch.setattr(lr, "largest_stable_lr", None)
     options = ["columns.0.seeds=1", "columns.0.lr=[0.01]", "columns.0.lr_unit=absolute"]
     table = prepared(cnn_config, tmp_path / "absolute", *options)
     assert train(table) == 1

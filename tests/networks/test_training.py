@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from exact_ntk.errors import StoreError
 from exact_ntk.networks import precision, training
 from exact_ntk.networks.cnn import CNN
-from exact_ntk.networks.training import Setting, TrainingData, TrainingRun, train
+from exact_ntk.networks.setting import Setting
+from exact_ntk.networks.training import TrainingData, TrainingRun, train
 
 SETTING = Setting(
     readout="gap",

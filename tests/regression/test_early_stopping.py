@@ -13,7 +13,8 @@ from exact_ntk.gram.store import GramStore
 from exact_ntk.kernels import cntk
 from exact_ntk.records import EarlyStopped
 from exact_ntk.regression import early_stopping, stage
-from exact_ntk.regression.early_stopping import NoFlow, over_draws, require_fit, stop_early
+from exact_ntk.regression.cell import over_draws
+from exact_ntk.regression.early_stopping import NoFlow, require_fit, stop_early
 from exact_ntk.regression.gradient_flow import GradientFlow
 from exact_ntk.regression.matrix import Held
 from exact_ntk.regression.plan import DoesNotFit, SolvePlan

@@ -314,14 +314,14 @@ def test_a_cell_that_cannot_be_solved_stops_no_other(config_path: Path, tmp_path
 
 def test_what_is_solved_is_collected_where_no_backend_runs(config_path: Path, tmp_path: Path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("exact_ntk.table.resolve_backend", lambda *_: "reference-cpu")
+        patch.setattr("exact_ntk.kernels.resolve_backend", lambda *_: "reference-cpu")
         table = prepared(config_path, tmp_path, "gram.backend=reference")
         solve(table)
 
     def unfit(*args):
         raise ValueError("needs a compiler")
 
-    monkeypatch.setattr("exact_ntk.table.resolve_backend", unfit)
+    monkeypatch.setattr("exact_ntk.kernels.resolve_backend", unfit)
     assert records(table_of(config_path, tmp_path)) == records(table)
 
 

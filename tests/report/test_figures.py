@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exact_ntk.records import Results, RidgeCurve
-from exact_ntk.report.drawing import Drawing, apart, standalone
+from exact_ntk.report.drawing import Drawing, _drawn, apart, standalone
 from exact_ntk.report.figures import (
     accuracy_drawing,
     beside_kernel,
@@ -30,6 +30,9 @@ def test_figures_are_the_same_for_the_same_records(results: Results):
     nets = with_networks(results, (16, 8))
     drawn = drawings(nets)
     assert [d.name for d in drawn] == ["accuracy", "difference", "width", "curves"]
+    again = accuracy_drawing(nets).panels[0]
+    assert again is drawn[0].panels[0]  # kept, not drawn once more
+    _drawn.cache_clear()
     assert drawn[:2] == [accuracy_drawing(nets), difference_drawing(nets)]
     assert "prefers-color-scheme" in standalone(drawn[0].panels[0].svg)
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from exact_ntk.kernels.passes import Padding, Pass, family_of, pooling_of, window_of
+from exact_ntk.kernel_names import family_of, pooling_of, window_of
+from exact_ntk.kernels.passes import Padding, Pass
 
 SHORT_SIDE, LONG_SIDE = 32, 64
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exact_ntk.kernel_names import window_of
 from exact_ntk.kernels.fused import LONG_SIDE, SHORT_SIDE
 from exact_ntk.kernels.fused.build import CompileError, build_library, cache_folder
 from exact_ntk.kernels.fused.self_planes import self_deviations
-from exact_ntk.kernels.passes import Matrices, Pass, window_of
+from exact_ntk.kernels.passes import Matrices, Pass
 
 log = logging.getLogger("ntk")
 

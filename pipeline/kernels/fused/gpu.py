@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exact_ntk.kernel_names import pooling_of, window_of
 from exact_ntk.kernels.fused import values_of
 from exact_ntk.kernels.fused.gpu_images import ImageTables, strips, turned
 from exact_ntk.kernels.fused.gpu_launch import (
@@ -20,7 +21,7 @@ from exact_ntk.kernels.fused.gpu_launch import (
     why_not_running,
 )
 from exact_ntk.kernels.fused.layout import LANES, Layout, find_layout
-from exact_ntk.kernels.passes import Pass, pooling_of, window_of
+from exact_ntk.kernels.passes import Pass
 
 # Never free memory: tables of a strip of images, at most this share of the device's memory and so many images; partial
 # sums of a launch.
