@@ -12,6 +12,7 @@ from exact_ntk.gram.tiles import Array, is_mirrored, is_self_kernel, kernel_of
 from exact_ntk.kernel_names import family_of
 from exact_ntk.kernels import Pass, cntk_pass, self_pass
 
+SECONDS_TO_TELL = 0.25  # a block this long tells how fast the next ones are
 DTYPES = {"float32": torch.float32, "float64": torch.float64}  # by the config's words
 
 log = logging.getLogger("ntk")
@@ -114,7 +115,7 @@ class TileComputer:
         self._seconds(slice(0, 1), slice(0, 1), arrays)
         while True:
             seconds = min(self._seconds(slice(0, side), slice(most, most + side), arrays) for _ in range(2))
-            if seconds > 0.25 or 2 * side > most:
+            if seconds > SECONDS_TO_TELL or 2 * side > most:
                 return side**2 / seconds
             side *= 2
 

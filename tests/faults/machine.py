@@ -28,7 +28,8 @@ SETTINGS = {"exact_ntk.regression.panels.WIDTH": 8, "exact_ntk.regression.plan.F
 SETTINGS |= {"exact_ntk.regression.plan.FILE_BYTES_PER_SECOND": float("inf")}
 SETTINGS |= {"exact_ntk.networks.training.SECONDS_BETWEEN_CHECKPOINTS": 0}
 # Drawing takes ten times as long as all the rest of such a table.
-SETTINGS |= {"exact_ntk.report.write.drawings": lambda results: []}
+SETTINGS |= {f"exact_ntk.report.write.{name}": lambda found: [] for name in ("drawings", "kept_drawings")}
+SETTINGS |= {"exact_ntk.gram.compute.SECONDS_TO_TELL": 0.0}
 STAGES = {"_fill": "compute-gram", "_solve": "solve", "train_cnn": "train-cnn", "_report": "report"}
 WRITES, CREATES, LOCKS = 1, 2, 4
 

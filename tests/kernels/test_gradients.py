@@ -83,11 +83,11 @@ def test_memory_does_not_grow_with_the_number_of_pairs(family):
     """Beside values, weights and images it is that of one pair, as said."""
     job, side = Pass(family, (3, 5), (family,), True, True), 24 if family == "vanilla" else 8
     said = gradients.gradient_bytes(family, 4, torch.float64, side, side)
-    for n in (2, 6):
+    for n in (2, 4):
         x, y = (images(n, (1, side, side), seed).requires_grad_() for seed in (0, 1))
         values = gradients.cntk_pass(x, y, job, torch.float64, byte_budget=1)
         peak = peak_bytes(partial(torch.autograd.grad, values, (x, y), torch.ones_like(values)))
-        assert peak - x.nbytes - y.nbytes == pytest.approx(said, rel=0.15)  # of 4 and of 36 pairs
+        assert peak - x.nbytes - y.nbytes == pytest.approx(said, rel=0.15)  # of 4 and of 16 pairs
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by forward_ad itself

@@ -37,22 +37,31 @@ def diagonal(x: torch.Tensor, **options) -> torch.Tensor:
     return torch.cat([cntk(x[i : i + 1], **options)[..., 0] for i in range(len(x))], dim=-1)
 
 
+def few_images(shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = images(3, shape), images(2, shape, seed=1)
+    y[0] = x[1]  # an equal pair off the diagonal
+    x[2, :, :, 0] = 0  # a black column
+    return x, y
+
+
+@functools.cache
+def slow_values(shape: tuple[int, int, int], ends: tuple[bool, bool]) -> torch.Tensor:
+    """(readouts, depths, 3, 2) by the slow loop."""
+    x, y = few_images(shape)
+    found = [[[slow_cntk(a.numpy(), b.numpy(), depth, *ends) for b in y] for a in x] for depth in (3, 5)]
+    return torch.tensor(
+        [[[[pair[name] for pair in row] for row in at] for at in found] for name in READOUTS], dtype=torch.float64
+    )
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("ends", ENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_agrees_with_the_slow_loop(shape, ends, dtype):
-    x, y = images(3, shape), images(2, shape, seed=1)
-    y[0] = x[1]  # an equal pair off the diagonal
-    x[2, :, :, 0] = 0  # a black column
+    x, y = few_images(shape)
     options = dict(depths=(3, 5), readouts=READOUTS, train_first=ends[0], train_last=ends[1])
     k = cntk(x, y, dtype=dtype, **options)
-    slow = torch.tensor(
-        [
-            [[[slow_cntk(a.numpy(), b.numpy(), depth, *ends)[name] for b in y] for a in x] for depth in (3, 5)]
-            for name in READOUTS
-        ],
-        dtype=torch.float64,
-    )
+    slow = slow_values(shape, ends)
     k11, k22 = (diagonal(z, dtype=torch.float64, **options) for z in (x, y))
     assert error(k, slow, k11, k22) < TOLERANCE[dtype]
 

@@ -24,14 +24,13 @@ from exact_ntk.report.collect import collect
 from exact_ntk.report.tables import notes
 from exact_ntk.settings import load_config
 from exact_ntk.table import Table
-from tests.made_up import fill, table_of
+from tests.made_up import fill, once_filled, table_of
 
 COLUMN = "CNTK-V-20"
 
 
 def solved(config_path: Path, folder: Path, *overrides: str) -> tuple[Table, int]:
-    table = table_of(config_path, folder, *overrides)
-    fill(table, every=False)
+    table = once_filled(table_of(config_path, folder, *overrides))
     return table, solve_cells(table.kernel_cells, table.device)
 
 

@@ -18,7 +18,7 @@ from exact_ntk.report.collect import collect
 from exact_ntk.report.tables import markdown_table
 from exact_ntk.settings import load_config
 from exact_ntk.table import Table
-from tests.made_up import fill, table_of
+from tests.made_up import fill, once_filled, table_of
 
 ON = "columns.0.flips=true"
 UNIT = "columns.0.unit_diagonal=true"
@@ -27,8 +27,7 @@ FLOAT64 = "gram.dtype=float64"
 
 
 def solved(config_path: Path, folder: Path, *overrides: str) -> Table:
-    table = table_of(config_path, folder, *overrides)
-    fill(table)
+    table = once_filled(table_of(config_path, folder, *overrides))
     solve_cells(table.kernel_cells, table.device)
     return table
 

@@ -28,7 +28,7 @@ from exact_ntk.report.collect import collect
 from exact_ntk.report.tables import markdown_table
 from exact_ntk.standard_error import standard_error
 from exact_ntk.table import Table
-from tests.made_up import fill, table_of
+from tests.made_up import fill, once_filled, table_of
 
 
 def solve(table: Table) -> int:
@@ -36,9 +36,7 @@ def solve(table: Table) -> int:
 
 
 def prepared(config_path: Path, folder: Path, *overrides: str) -> Table:
-    table = table_of(config_path, folder, *overrides)
-    fill(table, every=False)
-    return table
+    return once_filled(table_of(config_path, folder, *overrides))
 
 
 def records(table: Table) -> list[KernelRecord]:

@@ -37,6 +37,7 @@ def cluster():
         ray.shutdown()
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_two_workers_one_of_them_killed(cluster, tmp_path: Path, monkeypatch, caplog):
     """By compute-gram, then train-cnn as well; the rest of the table is computed here."""
     for name in ("cluster", "alone"):
@@ -51,7 +52,8 @@ def test_two_workers_one_of_them_killed(cluster, tmp_path: Path, monkeypatch, ca
             os.kill(killed[0], signal.SIGKILL)
 
     monkeypatch.setattr(RayCrew, "give", killing)
-    monkeypatch.setattr("exact_ntk.report.write.drawings", lambda results: [])
+    for name in ("drawings", "kept_drawings"):
+        monkeypatch.setattr(f"exact_ntk.report.write.{name}", lambda found: [])
     words = ("tiny.yaml", "--cluster", "auto", "--worker-cores", "1")
     for command in ("compute-gram", "train-cnn"):
         done = ntk(tmp_path / "cluster", command, *words)
