@@ -234,11 +234,19 @@ def report(
     runs: Runs = RUNS,
     results: Results = RESULTS,
     device: Device = "auto",
+    pictures: Annotated[
+        bool,
+        typer.Option(
+            "--pictures",
+            help="Show in the report some images that one column gets right and another wrong. Those of the digits "
+            "always are; others may be private.",
+        ),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write results.json, the table, the figures and report.html; missing cells say what would fill them."""
-    _stages().begin(config, overrides, runs, results, device).report(as_json)
+    _stages().begin(config, overrides, runs, results, device).report(as_json, pictures)
 
 
 Column = Annotated[str, typer.Option(help="A kernel column, by its name in the table, for instance CNTK-GAP-500.")]

@@ -229,13 +229,16 @@ class Session:
             + (f"{left} are left to the others" if left else "the others were done")
         )
 
-    def report(self, as_json: bool = False) -> None:
-        """The table and everything around it. Raises NtkError where cells failed, Incomplete where some are missing."""
+    def report(self, as_json: bool = False, pictures: bool = False) -> None:
+        """The table and everything around it; pictures: some images of the data set, too, as of the digits always.
+
+        Raises NtkError where cells failed, Incomplete where some are missing.
+        """
         from exact_ntk.report.tables import grid, notes, text_table
 
-        results = self._report()
+        results = self._report(pictures)
         show(text_table(results), [grid(results)], notes(results), results.json_value(), as_json)
-        files = "results.json, provenance.json, table.md, table.csv, report.html and figures"
+        files = "results.json, provenance.json, table.md, table.csv, table.tex, report.html and figures"
         log.info(f"wrote {self.workspace.results}/: {files}")
         name, failed = self.workspace.config.name, sum(cell.failed for cell in results.missing)
         if failed:
@@ -243,11 +246,13 @@ class Session:
         if results.missing:
             raise Incomplete(f"{len(results.missing)} cells of {name} are missing: see the notes above")
 
-    def _report(self) -> "Results":
+    def _report(self, pictures: bool = False) -> "Results":
+        from exact_ntk.config import Digits
         from exact_ntk.report.collect import collect
         from exact_ntk.report.write import write_report
 
-        work, collected = self.workspace, collect(self.table)
+        work = self.workspace
+        collected = collect(self.table, pictures or isinstance(work.config.data, Digits))
         write_report(collected, work.yaml, work.results)
         return collected.results
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from exact_ntk.canvas import picture_png
 from exact_ntk.draws import load_images
 from exact_ntk.files import digest, fingerprint
 from exact_ntk.gram.fill import Filler
@@ -27,6 +28,7 @@ from exact_ntk.records import (
     RunRecord,
 )
 from exact_ntk.report.collect import Collected
+from exact_ntk.report.pictures import Apart, Picture
 from exact_ntk.settings import load_config
 from exact_ntk.table import Table
 
@@ -123,7 +125,9 @@ def collected(results: Results) -> Collected:
     cells = {"CNTK-GAP/3": {"draws": [{"seconds": 1.25}, {"seconds": 2.0}]}}
     stages = {"gram-0": {"columns": ["CNTK-GAP"], "seconds": 1234.56, "device": "<cpu>"}, "solve": {"seconds": 3}}
     provenance = {"cells": cells, "stages": stages, "report": report}
-    return Collected(results, provenance, arrays, ("a", "b", "c < d"))
+    picture = Picture(picture_png(np.full((2, 2, 3), 0.5)), "c < d, taken for a", "test image 3")
+    apart = Apart(("CNTK-GAP", 3), ("CNTK-V", 3), total=9, tested=100, pictures=[picture])
+    return Collected(results, provenance, arrays, ("a", "b", "c < d"), [apart] if results.records else [])
 
 
 def replaced(results: Results, column: str, **changes) -> Results:

@@ -1,5 +1,6 @@
 """Collecting finished cells into what results.json holds, where they came from, and what their stages keep of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from exact_ntk.device import describe
 from exact_ntk.provenance import read_provenance
 from exact_ntk.records import CellRecord, ColumnHead, MissingCell, Results
 from exact_ntk.report.paired import paired_differences
+from exact_ntk.report.pictures import Apart, told_apart
 from exact_ntk.table import Table, missing_cell
 
 Arrays = dict[tuple[str, int], list[dict[str, np.ndarray]]]
@@ -18,17 +20,22 @@ Arrays = dict[tuple[str, int], list[dict[str, np.ndarray]]]
 class Collected:
     """results: what a rerun reproduces.  provenance: seconds, devices and versions, which may differ.
 
-    arrays: (column, depth) -> what is kept of each draw or run of that cell.
+    arrays: (column, depth) -> what is kept of each draw or run of that cell.  apart: images that tell two cells apart,
+    where they may be shown.
     """
 
     results: Results
     provenance: dict[str, Any]
     arrays: Arrays
     classes: tuple[str, ...]
+    apart: Sequence[Apart] = ()
 
 
-def collect(table: Table) -> Collected:
-    """The columns, a record for each finished cell, and what the missing ones need; reads neither data nor stores."""
+def collect(table: Table, pictures: bool = False) -> Collected:
+    """The columns, a record for each finished cell, and what the missing ones need; reads no stores.
+
+    pictures: some images of the data set, too.
+    """
     config = table.config
     records: list[CellRecord] = []
     provenance: dict[str, Any] = {}
@@ -55,4 +62,5 @@ def collect(table: Table) -> Collected:
     )
     stages = read_provenance(table.folder)
     made = {"cells": provenance, "stages": stages, "report": describe(table.device)}
-    return Collected(results, made, arrays, table.images.classes)
+    apart = told_apart(results, table.kernel_cells, table.network_cells, arrays, table.images) if pictures else []
+    return Collected(results, made, arrays, table.images.classes, apart)

@@ -1,11 +1,9 @@
 """What was found, in two sentences made from the records."""
 
-from exact_ntk.records import PairedDifference, Results
+from exact_ntk.records import Results
 from exact_ntk.report.figures import Record, beside_kernel, unpaired_error
+from exact_ntk.report.paired import sureness, surest
 from exact_ntk.report.tables import SOURCES
-
-# Two columns that are right on exactly the same images differ by 0 with no error at all.
-SMALLEST_ERROR = 1e-9
 
 Sentences = tuple[str, str]
 
@@ -55,11 +53,7 @@ def _against_paper(results: Results) -> str | None:
 def _columns(results: Results) -> str | None:
     if not results.paired:
         return None
-
-    def sureness(p: PairedDifference) -> float:
-        return abs(p.difference) / max(p.standard_error, SMALLEST_ERROR)
-
-    p = max(results.paired, key=sureness)
+    p = surest(results.paired)
     same = sum(q.difference * p.difference > 0 for q in results.paired)
     return (
         f"On the same images {p.column} is {_ahead(p.difference, p.standard_error)} {p.minus} by "

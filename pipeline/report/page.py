@@ -16,6 +16,7 @@ from exact_ntk.report.classes import MOST_CLASSES, ByClass, by_class
 from exact_ntk.report.collect import Collected
 from exact_ntk.report.drawing import Drawing
 from exact_ntk.report.found import found, in_errors
+from exact_ntk.report.pictures import Apart
 from exact_ntk.report.spectra import without_spectrum
 from exact_ntk.report.tables import FAILED, MISSING, csv_table, depths, notes, spread
 
@@ -35,7 +36,8 @@ thead th { border-bottom: 2px solid var(--soft); } .small { display: block; font
 .wide { overflow-x: auto; } .panels { display: flex; flex-wrap: wrap; gap: 1rem; }
 .panels > * { flex: 1 1 19rem; max-width: 30rem; min-width: 0; } figure { margin: 1.5rem 0; }
 svg { width: 100%; height: auto; color: var(--ink); stroke-linejoin: round; }
-.maps > * { flex: 0 1 9rem; margin: 0; } .maps img { width: 100%; image-rendering: pixelated; display: block; }
+.maps > * { flex: 0 1 9rem; margin: 0; } .pictures > * { flex: 0 1 5.5rem; margin: 0; }
+.maps img, .pictures img { width: 100%; image-rendering: pixelated; display: block; }
 .matrices > * { flex-basis: 25rem; } .confusion { font-size: .75rem; print-color-adjust: exact; }
 .confusion th, .confusion td { padding: .2rem .35rem; }
 pre { background: var(--shade); padding: 1rem; overflow-x: auto; font-size: .8rem; } summary { cursor: pointer; }
@@ -61,6 +63,7 @@ def page(collected: Collected, drawings: Sequence[Drawing], config_yaml: str) ->
         *map(_figure, drawings),
         _items(without_spectrum(collected)),
         _classes(classes, collected.classes),
+        _pictures(collected.apart),
         _heat_maps(collected),
         _cost(results, collected.provenance),
         _provenance(collected, config_yaml),
@@ -172,6 +175,31 @@ def _confusion(column: ByClass, counts: np.ndarray, names: tuple[str, ...]) -> s
         "images of the class on the left taken for the class on top, over all draws. Orange: mistakes.</figcaption>"
         "</figure>"
     )
+
+
+def _pictures(both_ways: Sequence[Apart]) -> str:
+    if not both_ways:
+        return ""
+    first = both_ways[0]
+    one, other = (f"{column} at depth {depth}" for column, depth in (first.right, first.wrong))
+    text = (
+        f"<h2>Images that tell two columns apart</h2><p>{_text(one)} and {_text(other)} on the {first.tested} images "
+        "that both were tested on, where one is right and the other wrong: each image with its class. Of a kernel's "
+        "draws it is the first; a network's runs and last epochs decide by majority.</p>"
+    )
+    return text + "".join(map(_one_way, both_ways))
+
+
+def _one_way(apart: Apart) -> str:
+    right, wrong = (f"{column}/{depth}" for column, depth in (apart.right, apart.wrong))
+    images = "".join(
+        f'<figure><img alt="{_text(f"{p.place}, class {p.words}")}" src="data:image/png;base64,'
+        f'{base64.b64encode(p.png).decode()}"><figcaption>{_text(p.words)}</figcaption></figure>'
+        for p in apart.pictures
+    )
+    some = f", {len(apart.pictures)} of them" if len(apart.pictures) < apart.total else ""
+    said = f"Right by {right}, wrong by {wrong}: {apart.total}{some}."
+    return f'<figure><figcaption>{_text(said)}</figcaption><div class="panels pictures">{images}</div></figure>'
 
 
 def _heat_maps(collected: Collected) -> str:

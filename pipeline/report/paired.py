@@ -1,5 +1,7 @@
 """Columns against each other on the same images: a paired difference has a smaller error than two accuracies."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from exact_ntk.config import Config, KernelColumn
@@ -10,6 +12,8 @@ from exact_ntk.standard_error import standard_error
 UNPAIRED = {"readout": "gap", "depths": (), "name": "", "paper": ()}
 # What else may be compared, where it is all that two columns differ in.
 APART = ("preprocess", "flips", "unit_diagonal", "ridge")
+# Two columns that are right on exactly the same images differ by 0 with no error at all.
+SMALLEST_ERROR = 1e-9
 ENDS = {"train_first": None, "train_last": None}
 
 
@@ -48,6 +52,16 @@ def counterparts(config: Config) -> list[tuple[str, str]]:
         for j, (other, v) in enumerate(kernels)
         if (_rank(p.readout) > _rank(v.readout) and _alike(p, v)) or (i > j and _one_apart(config, p, v))
     ]
+
+
+def sureness(p: PairedDifference) -> float:
+    """A difference in its standard errors."""
+    return abs(p.difference) / max(p.standard_error, SMALLEST_ERROR)
+
+
+def surest(paired: Sequence[PairedDifference]) -> PairedDifference:
+    """The one that is most standard errors from 0."""
+    return max(paired, key=sureness)
 
 
 Predictions = list[dict[str, np.ndarray]]
