@@ -59,7 +59,7 @@ def config_path(tmp_path: Path, npz: Path) -> Path:
     tree = {
         "name": "tiny",
         "data": {"dataset": "npz", "path": str(npz)},
-        "gram": {"backend": "reference", "tile": 8},
+        "gram": {"backend": "reference", "tile": 16},
         "columns": KERNEL_COLUMNS,
     }
     path.write_text(yaml.safe_dump(tree))

@@ -139,9 +139,7 @@ def test_nothing_is_written_and_a_forecast_leaves_the_filler_as_it_was(config_pa
 
 
 def test_the_choice_of_ridges_is_part_of_what_is_left(config_path: Path, tmp_path: Path, pairs):
-    plain, chosen = (
-        forecast_of(table_of(config_path, tmp_path, *more)) for more in ((), ("columns.0.ridge=loo", "gram.tile=8"))
-    )
+    plain, chosen = (forecast_of(table_of(config_path, tmp_path, *more)) for more in ((), ("columns.0.ridge=loo",)))
     (part,) = [part for part in chosen.parts if part.words.startswith("choose the ridge of 20 images")]
     assert (part.column, part.words[-13:]) == ("CNTK-V-20", "each, 4 times")
     assert chosen.seconds > plain.seconds
