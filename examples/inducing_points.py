@@ -3,7 +3,8 @@
     python examples/inducing_points.py [--steps 200] [--out inducing_points.png]
 
 Ten images X_s, one a digit, are moved so that regression on them alone predicts the training images:
-loss = mean (y - K(X, X_s) (K(X_s, X_s) + ridge)^-1 y_s)^2 over minibatches of 100, by Adam.
+loss = mean (y - K(X, X_s) (K(X_s, X_s) + ridge)^-1 y_s)^2 over minibatches of 100, by Adam. 200 steps take the ten
+first digits from 61.1 to 87.5 % of 797 test images, the loss from 0.80 to about 0.36; two minutes of one CPU core.
 """
 
 import argparse
@@ -69,8 +70,9 @@ def draw(start: Tensor, learnt: Tensor, losses: list[float], path: str) -> None:
             axes.imshow((image[0] * DEVIATION + MEAN).numpy(), cmap="gray_r", vmin=0, vmax=16)
             if digit == 0:
                 axes.set_ylabel(name)
-    axes = figure.add_subplot(rows[2, :], xlabel="step", ylabel="loss of a minibatch", yscale="log")
+    axes = figure.add_subplot(rows[2, :], xlabel="step", ylabel="loss of a minibatch")
     axes.plot(losses)
+    axes.set_ylim(bottom=0)
     figure.savefig(path, dpi=120)
     plt.close(figure)
     print(f"wrote {path}")
