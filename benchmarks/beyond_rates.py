@@ -5,7 +5,7 @@
 Blocks of PAIRS pairs of 32 x 32 x 3 images (by default 256 on a CPU and 65,536 on a GPU), every layer trained, float32.
 A line a case: entry-layers a second, the median and the extremes of five rounds, and the time beside that of global
 average pooling in the same round. A Myrtle network's work is counted as pixel pairs times ReLU layers at each of its
-three resolutions. A `*` marks kernels that are not the fused ones.
+three resolutions. Then what an image's normalisers take, and the image with itself in float64.
 """
 
 import math
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from exact_ntk.kernels import cntk, myrtle, resolve_backend
-from exact_ntk.kernels.myrtle import BLOCKS
+from exact_ntk.kernels.fused.self_planes import self_deviations
+from exact_ntk.kernels.passes import BLOCKS
 
 DEPTHS, PIXELS, ROUNDS = (3, 4, 6, 11, 21), 32 * 32, 5
 WINDOWS = ("lap-4", "lap-8", "lap-12")
@@ -49,9 +50,9 @@ CASES = {
 }
 
 
-def seconds(compute: Compute, x: Tensor, y: Tensor) -> float:
+def seconds(compute: Callable[..., Tensor], *images: Tensor) -> float:
     start = time.perf_counter()
-    compute(x, y).sum().item()
+    compute(*images).sum().item()
     return time.perf_counter() - start
 
 
@@ -75,6 +76,11 @@ def main() -> None:
         beside = median(t / gap for t, gap in zip(times, spent["GAP"], strict=True))
         ends = f"{work / max(times):.2e} to {work / min(times):.2e}"
         print(f"| {name} | {work / median(times):.2e} | {ends} | {beside:.2f} | {side**2 / median(times):,.1f} |")
+    for variant, blocks in BLOCKS.items():
+        normalisers = median(seconds(lambda z, b=blocks: self_deviations(z, b), x) for _ in range(ROUNDS))
+        own = median(seconds(lambda z, v=variant: myrtle(z, variant=v, diagonal=True), x) for _ in range(ROUNDS))
+        each = f"normalisers {1e3 * normalisers / len(x):.2f} ms an image, itself {1e3 * own / len(x):.2f} ms"
+        print(f"Myrtle-{variant}: {each}")
 
 
 if __name__ == "__main__":
