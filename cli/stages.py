@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 RUNS, RESULTS = Path("runs"), Path("results")
 NICENESS = 10
+WORK_A_REPORT = 9  # of `run`: so many times as long on columns as the last report took, before the next
 
 log = logging.getLogger("ntk")
 
@@ -122,7 +123,8 @@ class Session:
     def run(self) -> None:
         """Every stage in order. Raises Incomplete, after the report, where a cell is still missing.
 
-        Kernel columns are computed, solved and reported one after another, small ones first.
+        Kernel columns are computed, solved and reported one after another, small ones first; of many that take no time
+        a report tells of several.
         """
         for folder in (self.workspace.run, self.workspace.results):
             require_writable(folder)
@@ -133,12 +135,17 @@ class Session:
         for line in self._forecast().lines(self.workspace.run):
             log.info(line)
         failed: NtkError | None = None
+        next_report = 0.0
         for name in dict.fromkeys(cell.name for cell in self.table.kernel_cells):
             self._fill(name)
             # A table that is not fuller than the one there waits until it is; what stays missing is said at the end.
             try:
                 self._solve(name)
-                self._report()
+                start = time.monotonic()
+                if start >= next_report:
+                    self._report()
+                    end = time.monotonic()
+                    next_report = end + (end - start) * WORK_A_REPORT
             except Incomplete:
                 continue
             except NtkError as error:
@@ -170,9 +177,10 @@ class Session:
     def _fill(self, column: str) -> None:
         requests = self.table.requests()
         mine = [request for request in requests if request.column == column]
+        stores = {request.sources[0] for request in mine}  # no others have a tile that a request of this column reads
         with self._with_crew(last=False):
             if mine:
-                self.filler.fill(requests, mine)
+                self.filler.fill([request for request in requests if request.sources[0] in stores], mine)
 
     def compute_gram(self, shard: tuple[int, int] = (1, 1), repair: bool = False, every: bool = False) -> None:
         """The Gram stores, small columns first. every: also what only solved draws read."""
