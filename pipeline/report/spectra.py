@@ -33,17 +33,18 @@ def spectrum_drawing(collected: Collected) -> Drawing:
         lines = []
         for depth, arrays in _firsts(collected, column, "eigenvalues"):
             values = arrays["eigenvalues"] / arrays["eigenvalues"][0]
-            at = np.unique(np.geomspace(1, len(values), MOST_POINTS).round().astype(int))
-            at = at[values[at - 1] > SMALLEST]
+            places = np.unique(np.geomspace(1, len(values), MOST_POINTS).round().astype(int))
+            rows += [[column.name, depth, i, values[i - 1]] for i in places.tolist()]
+            at = places[values[places - 1] > SMALLEST]
             lines.append(Line(f"L = {depth}", [at.tolist()], [values[at - 1].tolist()]))
-            rows += [[column.name, depth, i, v] for i, v in enumerate(values, start=1)]
         if lines:
             ticks = _decades(max(line.x[0][-1] for line in lines))
             words = ("place", "eigenvalue over the largest")
             panels.append(panel(f"spectrum-{column.name}", column.name, lines, *words, ticks=ticks, log_y=True))
     caption = (
         "How fast the eigenvalues of the Gram matrix fall: the flatter, the more directions a network learns early, "
-        "and the better conditioned the system. The first draw, ridge included."
+        "and the better conditioned the system. The first draw, ridge included. Drawn, and in the CSV, are at most "
+        f"{MOST_POINTS} of them: ntk export --what spectrum gives all."
     )
     return Drawing("spectrum", "Spectra", caption, panels, rows)
 

@@ -5,6 +5,7 @@ import csv
 import io
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +100,9 @@ def test_many_classes_have_no_matrix_and_nothing_finished_is_a_page_too(results:
     html = made(nothing)
     assert "No cell of made is finished" in html
     assert not re.search("<svg|<img", html)
+
+
+def test_published_pages_can_be_sent():
+    pages = list((Path(__file__).parents[2] / "results" / "published").glob("*/report.html"))
+    assert pages
+    assert {path.parent.name: path.stat().st_size for path in pages if path.stat().st_size > 3_000_000} == {}

@@ -4,7 +4,7 @@ import numpy as np
 
 from exact_ntk.report.collect import Collected
 from exact_ntk.report.page import page
-from exact_ntk.report.spectra import kept_drawings, without_spectrum
+from exact_ntk.report.spectra import MOST_POINTS, kept_drawings, without_spectrum
 from tests.made_up import collected, made_up_table
 
 
@@ -31,6 +31,14 @@ def test_a_column_that_has_one_is_drawn_and_another_says_why_not():
     reason = "CNTK-V: no spectrum or gradient flow at depth 3: 5,001 images are too many."
     assert list(without_spectrum(found)) == [reason]
     assert reason in page(found, [], "")
+
+
+def test_a_large_spectrum_takes_no_more_room_than_what_is_drawn_of_it():
+    found = with_spectrum()
+    found.arrays["CNTK-GAP", 3][0]["eigenvalues"] = 1 / np.arange(1.0, 5001)
+    rows = kept_drawings(found)[0].rows[1:]
+    assert len(rows) <= MOST_POINTS
+    assert [rows[0][2:], rows[-1][2:]] == [[1, 1.0], [5000, 1 / 5000]]
 
 
 def test_draws_solved_before_have_none():
