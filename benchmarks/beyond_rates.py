@@ -5,7 +5,8 @@
 Blocks of PAIRS pairs of 32 x 32 x 3 images (by default 256 on a CPU and 65,536 on a GPU), every layer trained, float32.
 A line a case: entry-layers a second, the median and the extremes of five rounds, and the time beside that of global
 average pooling in the same round. A Myrtle network's work is counted as pixel pairs times ReLU layers at each of its
-three resolutions. Then what an image's normalisers take, and the image with itself in float64.
+three resolutions; on a CPU their images' normalisers, which are kept, are in the first round alone. Then what an
+image's normalisers take, and the image with itself in float64.
 """
 
 import math

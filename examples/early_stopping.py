@@ -1,4 +1,4 @@
-"""When to stop training, from the spectrum: digits of which a fifth of the labels are wrong.
+"""When to stop training, from the spectrum: digits of which a fifth of the labels are drawn at random.
 
     python examples/early_stopping.py [--n 500]
 
@@ -17,7 +17,7 @@ from exact_ntk.kernels import cntk
 from exact_ntk.regression.gradient_flow import GradientFlow
 from exact_ntk.regression.solve import targets
 
-WRONG = 0.2
+REDRAWN = 0.2
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     n = parser.parse_args().n
     digits, rng = load_digits(), np.random.default_rng(0)
     x, y = (digits.images[: 2 * n + 500, None] - 4.9) / 6.0, digits.target[: 2 * n + 500]
-    given = np.where(rng.random(n) < WRONG, rng.integers(0, 10, n), y[:n])
+    given = np.where(rng.random(n) < REDRAWN, rng.integers(0, 10, n), y[:n])
 
     k = cntk(x, x[:n], depths=(4,), readouts=("vanilla",))[0, 0]
     train = (k[:n] + k[:n].T) / 2

@@ -20,8 +20,8 @@ def main() -> None:
     mine = load_folder(given.labelled, given.size)
     new = load_folder(given.new, given.size, channels=mine.images.shape[-1])
     model = CNTKClassifier(depth=4).fit(mine.images, mine.labels)
-    for file, label, chances in zip(new.files, model.predict(new.images), model.predict_proba(new.images), strict=True):
-        print(f"{file.name},{mine.classes[label]},{chances.max():.3f}")
+    for file, chances in zip(new.files, model.predict_proba(new.images), strict=True):
+        print(f"{file.name},{mine.classes[model.classes_[chances.argmax()]]},{chances.max():.3f}")
 
 
 if __name__ == "__main__":

@@ -366,8 +366,8 @@ def plan_fills(
 def _choose(group: Sequence[Request], shelf: Shelf, pace: float, side: int | str) -> tuple[Source, GramStore]:
     """The store to compute a group of requests in: of those begun and fit for it that of least work left, or a new one.
 
-    Stores of another arithmetic or of other trained ends that this machine can compute are gone on with where that is
-    much less.
+    Stores of another arithmetic or of other trained ends that this machine can compute, and that serve every request,
+    are gone on with where that is much less.
     """
     first = group[0].sources[0]
     best = side if isinstance(side, int) else tile_side(group, first.images, pace)
@@ -375,7 +375,7 @@ def _choose(group: Sequence[Request], shelf: Shelf, pace: float, side: int | str
     most_files = max(MOST_FILES, _files(group, first.images, best))
     options: list[tuple[float, int, Source, GramStore]] = []
     for source in group[0].sources:
-        if source.backend != first.backend:
+        if source.backend != first.backend or any(source not in request.sources for request in group):
             continue
         for store in shelf.stores(source):
             left = _seconds_left(group, store, pace) * (1.0 if source == first else UNFIT)

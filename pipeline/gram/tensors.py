@@ -200,10 +200,11 @@ def _images(x_train: Values, x_test: Values | None) -> TensorImages:
 
 def _gram(backend: str, dtype: torch.dtype | None, store: torch.dtype, tile: int | str) -> Gram:
     """How to compute and keep, in the words of a config. Raises ValueError, naming the argument."""
-    names: dict[Any, str] = {None: "float32", **{value: name for name, value in DTYPES.items()}}
+    names: dict[Any, str] = {value: name for name, value in DTYPES.items()}
+    arithmetic = "float32" if dtype is None else names.get(dtype, dtype)
     try:
         return Gram.model_validate(
-            {"backend": backend, "dtype": names.get(dtype, dtype), "store": names.get(store, store), "tile": tile}
+            {"backend": backend, "dtype": arithmetic, "store": names.get(store, store), "tile": tile}
         )
     except ValidationError as error:
         problem = error.errors()[0]

@@ -61,7 +61,7 @@ def panel(
 ) -> Panel:
     """One panel.  ticks: the x values there are, on a logarithmic axis.  zero: a dashed line at y = 0.
 
-    `ntk run` reports after each column: what has not changed since is not drawn again.
+    `ntk run` reports several times: what has not changed since is not drawn again.
     """
     return _drawn(name, title, tuple(map(_frozen, lines)), x_label, y_label, tuple(ticks), log_y, zero)
 

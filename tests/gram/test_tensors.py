@@ -11,6 +11,7 @@ import torch
 
 from exact_ntk.errors import NtkError, StoreError
 from exact_ntk.gram import StoredKernels, compute, gram_store
+from exact_ntk.gram.tiles import array_name
 from exact_ntk.kernels import cntk
 from tests.conftest import digit_arrays
 from tests.gram.filling import chunks
@@ -39,6 +40,15 @@ def test_it_holds_what_cntk_gives(whole, tmp_path: Path):
     exact = dict(depths=(3,), readouts=("gap",), dtype=torch.float64)
     found = gram_store(tmp_path, tensors, **exact).matrix("gap", 3)
     np.testing.assert_allclose(found, cntk(tensors, **exact)[0, 0], rtol=1e-13)
+
+
+def test_a_store_begun_with_other_ends_serves_only_what_does_not_depend_on_them(tmp_path: Path):
+    asked = dict(depths=(3,), readouts=("gap-nngp", "gap"), tile=7)
+    begun = gram_store(tmp_path, TRAIN, **asked, train_first=True, train_last=True)
+    for array, store in begun.stores.items():  # as if killed before its last tile
+        (store.path / array_name(array) / "c" / "3" / "3").unlink()
+    found = gram_store(tmp_path, TRAIN, **asked)
+    np.testing.assert_array_equal(found.matrix("gap", 3), cntk(TRAIN, depths=(3,), readouts=("gap",))[0, 0])
 
 
 @pytest.mark.parametrize("rows", [None, 1, 5, 100])

@@ -3,7 +3,7 @@
 #include "warp.cuh"
 #include "windows.h"
 
-constexpr int NEAR_ONE_SHARE = 64;  // as in the CPU kernels: see cpu.cpp
+constexpr int NEAR_ONE_SHARE = 64;  // as on a CPU: see vanilla.h
 constexpr int ZERO_OFFSET_THREADS = PIXELS < 256 ? (PIXELS + 31) / 32 * 32 : 256;
 // Vanilla: a block's first images, and its second ones.
 constexpr int DOWN = WARPS % 2 ? 1 : 2, WARPS_ACROSS = WARPS / DOWN, ACROSS = WARPS_ACROSS * PLANES;

@@ -14,7 +14,7 @@ ENTRY_COST, COPY_COST = 28, 3
 
 @dataclass(frozen=True)
 class Layout:
-    """How planes of rows x columns lie in warps: the constants that gpu.cu is compiled with.
+    """How planes of rows x columns lie in warps: the constants that the GPU kernels are compiled with.
 
     A lane holds lane_rows x lane_columns entries; a block has `warps` warps and takes `group` offsets d2 at a time.
     """

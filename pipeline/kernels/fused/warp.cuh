@@ -1,8 +1,8 @@
-// A warp's offset planes on a GPU: a whole plane stays in registers from the first layer to the last. Shared by the
-// kernels of gpu.cu; gpu_launch.py and layout.py say what defines the macros below.
+// A warp's offset planes on a GPU: a whole plane stays in registers from the first layer to the last. Shared by
+// gpu.cu, gpu_myrtle.cu and gpu_myrtle_exact.cu; gpu_launch.py, gpu_myrtle.py and layout.py define the macros below.
 //
 // A lane holds a tile of LANE_ROWS x LANE_COLUMNS entries of a plane, a plane takes LANES_DOWN x LANES_ACROSS lanes, and
-// a warp holds PLANES of them: offsets of one pair (global average pooling) or pairs (vanilla). Neighbouring tiles meet
+// a warp holds PLANES of them: offsets of one pair (where every pixel pair counts) or pairs (vanilla). Neighbouring tiles meet
 // by shuffle. Planes are cyclic: pixel p of the first image meets pixel (p + d) mod (ROWS, COLUMNS) of the second, and
 // the box is cut at the image's edge and where p + d wraps. A cut is a factor of 0, never seen by anything but finite
 // numbers: images are scaled so that no product overflows, and every entry of a table is finite.
@@ -51,7 +51,7 @@ constexpr int CHUNKS = (COLUMNS + GROUP - 1) / GROUP;
 constexpr int BUFFER = (STAGE + GROUP * 2 * WRAPPED + 3) / 4 * 4;  // floats of a stage in shared memory
 constexpr int BUFFERS = 2 * BUFFER * 4 <= 46 * 1024 ? 2 : 1;
 constexpr int BLOCKS_AN_SM = LANE_ROWS * LANE_COLUMNS <= 32 ? 16 / WARPS : 1;
-constexpr float NEAR_ONE = 1e-3f;  // as in the CPU kernels: see cpu.cpp
+constexpr float NEAR_ONE = 1e-3f;  // as on a CPU: see planes.h
 constexpr unsigned ALL = 0xffffffffu;
 
 // Hides where a value comes from, so that the compiler neither computes it again (a border's factor, in every layer) nor
