@@ -89,9 +89,11 @@ def mean_outputs(
     require_memory(resolved, device, job.family, DTYPES[dtype], *size)
     how: dict[str, Any] = {"job": job, "backend": resolved, "dtype": DTYPES[dtype]}
     between, within = partial(cntk_pass, **how), partial(self_pass, **how)
+    known: OrderedImages | None = None
     with progress(f"{cell.name} L={cell.depth}", len(x) * len(draws), "image") as bar:
         for place, alpha in solved:
-            images = place.images.with_new(x).x.to(device)
+            if place.images is not known:  # draws share them, unless each has a preprocessing of its own
+                known, images = place.images, place.images.with_new(x).x.to(device)
             train, new = images[place.train], images[-len(x) :]
             for start in range(0, len(x), BLOCK_IMAGES):
                 part = slice(start, start + BLOCK_IMAGES)

@@ -231,17 +231,18 @@ class Solver:
         errors = Errors.read(path.with_suffix(ERRORS))
         found = choose_ridge(k_train, y, plan, files, errors, f"{cell.name} L={cell.depth}")
         if found.at_the_top:
-            log.warning(
+            self._say(
                 f"{cell.name} L={cell.depth}: the ridge {found.ridge:g} is the largest there was: give a larger "
-                "ridge.to"
+                "ridge.to",
+                logging.WARNING,
             )
         return found
 
-    def _say(self, words: str) -> None:
-        """One line, once."""
+    def _say(self, words: str, level: int = logging.INFO) -> None:
+        """One line, once, however many draws it is true of."""
         if words not in self._said:
             self._said.add(words)
-            log.info(words)
+            log.log(level, words)
 
     def _would_do(self, error: NtkError) -> str:
         """For what does not fit, how much memory would do."""
