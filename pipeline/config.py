@@ -1,7 +1,6 @@
 """What a table is made of: the models of the YAML config, with their defaults. `settings` loads them."""
 
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from exact_ntk.kernel_names import BLOCKS, depths_of_myrtle
+from exact_ntk.kernel_names import BLOCKS, depths_of_myrtle, is_pooling, trained_by_default
 
 SHORT = {"vanilla": "V", "gap": "GAP", "myrtle": "Myrtle"}
 
@@ -45,7 +44,7 @@ def _epochs(value: Any) -> int | tuple[int, ...]:
 
 
 def _readout(value: Any) -> str:
-    if isinstance(value, str) and re.fullmatch(r"vanilla|gap|myrtle|lap-(0|[1-9][0-9]{0,2})", value):
+    if isinstance(value, str) and is_pooling(value):
         return value
     raise ValueError("should be 'vanilla', 'gap', 'myrtle' or 'lap-C' with C from 0 to 999, such as 'lap-4'")
 
@@ -234,12 +233,12 @@ class _Column(_Model):
     @property
     def trains_first(self) -> bool:
         """Whether the first convolution is trained: by default not under global average pooling."""
-        return self.readout != "gap" if self.train_first is None else self.train_first
+        return trained_by_default(self.readout) if self.train_first is None else self.train_first
 
     @property
     def trains_last(self) -> bool:
         """Whether the readout layer is trained: by default not under global average pooling."""
-        return self.readout != "gap" if self.train_last is None else self.train_last
+        return trained_by_default(self.readout) if self.train_last is None else self.train_last
 
     def _refuse_untrained(self) -> None:
         if self.depths[0] == 2 and not (self.trains_first or self.trains_last):

@@ -8,10 +8,15 @@ READOUTS = tuple(f + s for f in ("vanilla", "gap") for s in ("", "-nngp"))
 # Myrtle networks by depth, of which the readout is one layer: convolutions in each block, with a pool between blocks.
 BLOCKS = {5: (2, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}
 DIVISOR = 4  # of the sides of a Myrtle network's images
-WINDOW = re.compile(r"lap-(0|[1-9]\d{0,2})")
+WINDOW = re.compile(r"lap-(0|[1-9][0-9]{0,2})")
 RESOLVED_BACKENDS = ("fused-cuda", "fused-cpu", "reference-cuda", "reference-cpu")
 # Bump by hand when any backend's values change beyond rounding: stores of another version are not reused.
 KERNEL_VERSION = 2
+
+
+def is_pooling(name: str) -> bool:
+    """Whether a readout can pool so: vanilla, gap, myrtle, lap-0 to lap-999."""
+    return name in FAMILIES or WINDOW.fullmatch(name) is not None
 
 
 def pooling_of(readout: str) -> str:

@@ -28,7 +28,7 @@ FEWEST_TILES_ACROSS = 4
 MOST_FILES = 20_000
 # A store in tiles of another side is gone on with unless it takes this many times, and this many seconds more.
 UNFIT, UNFIT_SECONDS = 4.0, 60.0
-DTYPES = "float32", "float64"  # a later one serves for an earlier
+PRECISIONS = "float32", "float64"  # a later one serves for an earlier
 
 Block = tuple[np.ndarray, np.ndarray]  # rows and columns, as positions
 
@@ -112,7 +112,7 @@ def sources_of(kernel: str, ends: tuple[bool, bool], gram: Gram, images: Images)
         every = [(a, b) for a in (False, True) for b in (False, True)]
         allowed = list(dict.fromkeys([ends, (default, default), *every]))
     backends = [b for b in RESOLVED_BACKENDS if gram.backend in ("auto", b.split("-")[0])]
-    dtypes, stored = (DTYPES[DTYPES.index(asked) :] for asked in (gram.dtype, gram.store))
+    dtypes, stored = (PRECISIONS[PRECISIONS.index(asked) :] for asked in (gram.dtype, gram.store))
     return tuple(
         Source(family, first, last, name, dtype, images, kept)
         for dtype in dtypes
