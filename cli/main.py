@@ -1,6 +1,7 @@
 """The `ntk` command. Heavy imports wait until a command runs, so that --help answers at once."""
 
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Literal
@@ -401,6 +402,8 @@ def main() -> None:
             with stoppable():
                 app()
         except Stopped as stopped:
+            # What a library was in the middle of is no news, such as a coroutine that nothing will await now.
+            warnings.simplefilter("ignore")
             way = "start anew" if sys.argv[1:2] and sys.argv[1] in STARTS_ANEW else "go on"
             print(f"stopped; run the same command to {way}", file=sys.stderr)
             sys.exit(stopped.exit_status)

@@ -125,6 +125,28 @@ def test_a_signal_that_an_import_swallows_is_one_all_the_same(tmp_path, monkeypa
     assert done == Done(143, "", "stopped; run the same command to go on\n")
 
 
+AWAITING = """
+import os, signal
+from exact_ntk.cli import main, stages
+
+async def written():
+    pass
+
+def begin(*_, **__):
+    writing = written()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+stages.begin = begin
+main.main()
+"""
+
+
+def test_what_a_library_was_in_the_middle_of_is_no_news():
+    """As of the coroutines in which Zarr writes: Python warns of one that was never awaited."""
+    done = subprocess.run([sys.executable, "-c", AWAITING, "run"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, "stopped; run the same command to go on\n")
+
+
 def test_a_signal_within_a_destructor_is_heard_once_that_is_left(capfd):
     """Python prints an exception there, and goes on."""
 
