@@ -95,9 +95,9 @@ class RayCrew(Crew):
         try:
             outcome: Outcome = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
-            host, process = self.places.get(number, ("?", 0))
+            where = "process {1} on {0}: ".format(*self.places[number]) if number in self.places else ""
             self._dismiss(number)
-            return [Event(number, "died", f"process {process} on {host}: {type(error).__name__}")]
+            return [Event(number, "died", f"{where}{type(error).__name__}")]
         kind, value, told, said = outcome
         for level, text in said:
             log.log(level, text)
@@ -145,7 +145,8 @@ def _connect(address: str) -> Any:
             line = str(error).strip().partition("\n")[0]
             raise ConfigError(
                 f"--cluster {address}: no Ray cluster answers ({line}): start one with `ray start --head`, and on "
-                "every other machine `ray start --address=...`"
+                "every other machine `ray start --address=...`; one that asks for a token answers where "
+                "RAY_AUTH_MODE=token is set and ~/.ray/auth_token is that of its head"
             ) from error
     return ray
 

@@ -13,8 +13,10 @@ from exact_ntk.errors import NtkError
 from exact_ntk.workers.worker import Worker
 
 SECONDS_BETWEEN_LOOKS = 0.5
-# A task at which so many workers have died is what kills them.
+# A task at which so many workers have died is what kills them; so is their start, at so many for each that there is to
+# be, with nothing done in between: machines of a cluster may go all at once.
 MOST_DEATHS = 3
+START = "its start"
 
 log = logging.getLogger("ntk")
 
@@ -137,14 +139,17 @@ class Crew(ABC):
                 elif event.kind == "failed":
                     raise event.value.error()
                 elif event.kind == "done":
+                    deaths[START] = 0
                     work.done(at_work.pop(event.worker), event.value)
                 else:
                     lost = at_work.pop(event.worker, None)
-                    name = lost.name if lost else "its start"
+                    name = lost.name if lost else START
                     deaths[name] += 1
-                    if deaths[name] == MOST_DEATHS:
-                        raise NtkError(f"{name}: {MOST_DEATHS} workers died at it, the last one: {event.value}")
-                    log.warning(f"a worker died at {name} ({event.value}): given to another")
+                    if deaths[name] >= MOST_DEATHS * (1 if lost else len(self)):
+                        raise NtkError(f"{name}: {deaths[name]} workers died at it, the last one: {event.value}")
+                    log.warning(
+                        f"a worker died at {name} ({event.value}): {'given to another' if lost else 'starting another'}"
+                    )
                     again += [lost] if lost else []
 
 

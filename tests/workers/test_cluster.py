@@ -86,6 +86,18 @@ def test_a_folder_that_a_machine_does_not_see_is_said_before_anything_is_compute
     crew.close()
 
 
+def test_a_cluster_that_does_not_answer_is_a_line(monkeypatch, config_path: Path, tmp_path: Path):
+    def refuse(**_: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379\nand more")
+
+    config = table_of(config_path, tmp_path / "run").config
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ConfigError, match=r"answers \(Failed to connect .*:6379\): start .* asks for a token") as said:
+        RayCrew(config, tmp_path, "10.0.0.1:6379", 1, "cpu")
+    assert "\n" not in str(said.value)
+
+
 def test_a_device_that_the_cluster_lacks_is_refused(cluster, config_path: Path, tmp_path: Path):
     config = table_of(config_path, tmp_path / "run").config
     with pytest.raises(ConfigError, match="the cluster has no GPU"):

@@ -46,10 +46,13 @@ class Squares:
 
 
 class Imagined(Crew):
-    """Workers that do their tasks when waited for. die: of each worker number, at which numbers it dies."""
+    """Workers that do their tasks when waited for.
 
-    def __init__(self, workers: int, die: dict[int, set[int]] | None = None):
-        self.workers, self.die, self.events = workers, die or {}, deque()
+    die: of each worker number, at which numbers it dies.  stillborn: worker numbers that die at their start.
+    """
+
+    def __init__(self, workers: int, die: dict[int, set[int]] | None = None, stillborn: Sequence[int] = ()):
+        self.workers, self.die, self.stillborn, self.events = workers, die or {}, stillborn, deque()
         self.members: list[int] = []
         self.busy: dict[int, Task] = {}
         self.hired = 0
@@ -63,13 +66,16 @@ class Imagined(Crew):
             self.hired += 1
 
     def idle(self) -> list[int]:
-        return [m for m in self.members if m not in self.busy]
+        return [m for m in self.members if m not in self.busy and m not in self.stillborn]
 
     def give(self, worker: int, task: Task) -> None:
         assert worker not in self.busy
         self.busy[worker] = task
 
     def wait(self, seconds: float) -> Sequence[Event]:
+        if unborn := [m for m in self.members if m in self.stillborn]:
+            self.members.remove(unborn[0])
+            return [Event(unborn[0], "died", "Killed")]
         assert self.busy, "waiting for nothing"
         worker, task = next(iter(self.busy.items()))
         del self.busy[worker]
@@ -108,6 +114,19 @@ def test_a_task_at_which_workers_die_is_named():
     crew = Imagined(2, die={-1: {3}})
     with pytest.raises(NtkError, match=f"the square of 3: {MOST_DEATHS} workers died at it, the last one: Killed"):
         crew.work(Squares(*range(6)))
+
+
+def test_machines_that_go_while_workers_start_there_end_nothing(caplog):
+    """Three at once; one by one between tasks, as often as they like."""
+    work, crew = Squares(*range(9)), Imagined(2, stillborn=(*range(1, 6), *range(7, 12)), die={0: {4}})
+    crew.work(work)
+    assert sorted(work.results) == [(n, n**2) for n in range(9)]
+    assert caplog.text.count("a worker died at its start (Killed): starting another") == 10
+
+
+def test_a_start_at_which_all_die_is_said():
+    with pytest.raises(NtkError, match=f"its start: {2 * MOST_DEATHS} workers died at it, the last one: Killed"):
+        Imagined(2, stillborn=range(99)).work(Squares(1))
 
 
 class Root(Square):
