@@ -14,7 +14,7 @@ from exact_ntk.kernels.myrtle import BLOCKS, resolve_myrtle
 from tests.kernels.emulated_gpu import emulator
 from tests.kernels.test_fused_cpu import degenerate, one_torch_thread
 from tests.kernels.test_fused_emulated import fresh, needs_compiler, nvrtc
-from tests.kernels.test_fused_myrtle import reference
+from tests.kernels.test_fused_myrtle import DIAGONAL, reference
 from tests.kernels.test_reference import error, images, nearly_equal_pairs
 
 __all__ = ["fresh", "nvrtc", "one_torch_thread"]
@@ -111,9 +111,8 @@ def test_equal_images_have_the_exact_diagonal_value_wherever_they_stand(caplog):
         k = emulated(x[:4], x.clone()[[2, 0, 1, 3]], variant=10)
     assert torch.equal(torch.stack([k[..., 0, 1], k[..., 1, 2], k[..., 2, 0]], dim=-1), own[..., :3])
     assert "4 nearly equal pairs were computed in float64" in caplog.text
-    # Measured: at most 5e-13, of which the polynomial in place of arccos has most.
     truth = reference(x, diagonal=True, variant=10, readouts=("ntk", "nngp"))
-    torch.testing.assert_close(own, truth, rtol=3e-12, atol=0)
+    torch.testing.assert_close(own, truth, rtol=DIAGONAL, atol=0)
 
 
 @needs_compiler
