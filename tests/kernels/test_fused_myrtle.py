@@ -27,7 +27,7 @@ reference = functools.partial(myrtle, backend="reference")
 SHAPES = [(1, 4, 4), (2, 8, 8), (3, 12, 20), (2, 4, 40), (1, 64, 8)]
 # Measured: at most 5.3e-7, of 4 x 4 images, whose last level is one pixel; 2.2e-7 of others.
 BOUND = 2e-6
-# Of values in float64, relative. Measured over the variants on degenerate images: 3.3e-12 to 1.1e-11 at 16 x 16, at most
+# Of values in float64, relative. Measured for all variants on degenerate images: 3.3e-12 to 1.1e-11 at 16 x 16, at most
 # 1.9e-11 at 32 x 32; most of it is the polynomial in place of arccos, whose error of 8e-12 the layers add up.
 DIAGONAL = 4e-11
 CPU = torch.device("cpu")
