@@ -1,5 +1,6 @@
 """The `ntk` command. Heavy imports wait until a command runs, so that --help answers at once."""
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -392,11 +393,22 @@ def _out_of_memory(error: Exception) -> str | None:
 STARTS_ANEW = ("verify", "bench")
 
 
+def _wait_briefly() -> None:
+    """Have torch's threads sleep soon when they wait for one another, unless the user has said how they are to wait.
+
+    By default they keep their cores busy for milliseconds, at every step: where other programs want the cores, which
+    those threads are waiting for too, training took ten times as long. It must be said before torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def main() -> None:
     """Run the command line; errors meant for the user are one line on stderr and an exit status."""
     from exact_ntk.cli.console import pasteable, steady_streams
     from exact_ntk.cli.stop import Stopped, stoppable
 
+    _wait_briefly()
     with steady_streams():
         try:
             with stoppable():

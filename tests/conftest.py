@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
+# Before torch reads them: workers that share cores wait for each other's threads.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it: workers that share cores wait for each other's threads
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

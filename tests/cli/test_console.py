@@ -125,6 +125,21 @@ def test_a_signal_that_an_import_swallows_is_one_all_the_same(tmp_path, monkeypa
     assert done == Done(143, "", "stopped; run the same command to go on\n")
 
 
+WAITING = "from exact_ntk.cli import main; main.app = lambda: __import__('torch'); main.main()"
+
+
+@pytest.mark.parametrize(
+    ("said", "count"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+)
+def test_threads_that_wait_sleep_soon_unless_the_user_has_said_how(said: dict[str, str], count: str):
+    """As the OpenMP that torch brings says itself."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment |= {"OMP_DISPLAY_ENV": "verbose", **said}
+    done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert f"GOMP_SPINCOUNT = '{count}'" in done.stderr
+
+
 AWAITING = """
 import os, signal
 from exact_ntk.cli import main, stages
