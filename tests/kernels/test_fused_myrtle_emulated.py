@@ -137,7 +137,7 @@ def test_a_launch_is_no_more_than_it_should_be(monkeypatch):
     assert torch.equal(torch.stack(gpu_myrtle.myrtle_pass(x, None, BLOCKS[7], **settings)), whole)
     assert 0 < max(count for _, count in work) <= 3 * 10**4
     assert sum(count for name, count in work if name == gpu_myrtle.level_name(0)) == 15 * 2 * 64**2
-    assert sum(name == "ntk_myrtle_exact" for name, _ in work) == 25
+    assert sum(name == "ntk_myrtle_exact" for name, _ in work) == 15
 
 
 def test_an_images_tables_do_not_depend_on_the_others():

@@ -119,6 +119,12 @@ class _Job:
         return 0 if self.own else len(self.second)
 
     @property
+    def total(self) -> int:
+        """Pairs."""
+        n1 = len(self.first)
+        return n1 if self.own else n1 * (n1 + 1) // 2 if self.symmetric else n1 * self.n2
+
+    @property
     def slots(self) -> int:
         """Of a pair: its depths for each pooling."""
         return self.corner.shape[1]
@@ -165,15 +171,13 @@ class _Job:
         )
 
     def pooled(self) -> None:
-        n1, n2 = len(self.first), self.n2
-        total = n1 if self.own else n1 * (n1 + 1) // 2 if self.symmetric else n1 * n2
         chunks, down = self.poolings.chunks, self.poolings.down
         each = (chunks + 1) * 2 * self.slots
-        most = min(total, max(1, PARTIAL_BYTES // (8 * each)))
+        most = min(self.total, max(1, PARTIAL_BYTES // (8 * each)))
         partial = torch.empty((most, each), dtype=torch.float64, device=self.corner.device)
-        pairs_of = n2, int(self.symmetric)
+        pairs_of = self.n2, int(self.symmetric)
         planes = min(self.pixels, chunks * self.layout.group * down)
-        for first, pairs in self.parts(total, self.pixels * (planes + DOUBLE_COST), most):
+        for first, pairs in self.parts(self.total, self.pixels * (planes + DOUBLE_COST), most):
             self.zero_offset(pairs, first, pairs, self.symmetric, partial.data_ptr(), 0)
             self.launch(
                 "ntk_pooled",
@@ -192,7 +196,7 @@ class _Job:
 
     def vanilla(self) -> None:
         n1, n2, layout = len(self.first), len(self.second), self.layout
-        again = torch.empty(1 + 2 * n1 * n2, dtype=torch.int32, device=self.corner.device)
+        again = torch.empty(1 + 2 * self.total, dtype=torch.int32, device=self.corner.device)
         again[0] = 0
         down = 1 if layout.warps % 2 else 2
         across = layout.warps // down * layout.planes
@@ -207,7 +211,7 @@ class _Job:
                 *(self.read.data_ptr(), self.reads, *self.out, again.data_ptr(), first),
             )
         # How many there are only the device knows: launches that find none return at once.
-        for first, count in self.parts(n1 * n2, DOUBLE_COST * self.pixels):
+        for first, count in self.parts(self.total, DOUBLE_COST * self.pixels):
             self.zero_offset(min(AGAIN_BLOCKS, count), first, count, False, 0, again.data_ptr())
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%d nearly equal pairs were computed in float64", int(again[0]))

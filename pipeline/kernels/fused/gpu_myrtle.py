@@ -137,9 +137,9 @@ class _Work:
     def pairs(self, first: LevelTables, second: LevelTables, symmetric: bool, sums: Tensor) -> None:
         """sums (2, n1, n2): of R and of K, of every pair or, where symmetric, those of the lower triangle."""
         n1, n2 = len(first), len(second)
-        again = torch.zeros(1 + n1 * n2, dtype=torch.int32, device=sums.device)
-        out = sums.data_ptr(), sums.stride(1), sums.stride(0)
         total = n1 * (n1 + 1) // 2 if symmetric else n1 * n2
+        again = torch.zeros(1 + total, dtype=torch.int32, device=sums.device)
+        out = sums.data_ptr(), sums.stride(1), sums.stride(0)
         for first_pair, pairs in self._parts(total, len(self.partial)):
             for level, (launch, layout) in enumerate(zip(self.levels, self.layouts, strict=True)):
                 before, after = (self.pooled[k].data_ptr() if 0 <= k < LEVELS - 1 else 0 for k in (level - 1, level))
@@ -160,7 +160,7 @@ class _Work:
                 *(again.data_ptr(), *out),
             )
         # How many there are only the device knows: launches that find none return at once.
-        self._in_double(first, second, n2, again, n1 * n2, out)
+        self._in_double(first, second, n2, again, total, out)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%d nearly equal pairs were computed in float64", int(again[0]))
 
