@@ -22,18 +22,19 @@ from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu_myrtle as fused_gpu_myrtle
 from exact_ntk.kernels.inputs import Values, as_device, as_flag, as_names, as_tensor, require_range
 from exact_ntk.kernels.reference import (
-    BYTE_BUDGET,
     PIXEL_PAIRS,
+    TENSORS_ALIVE,
     PixelPairs,
     activation_layer,
     box,
     bytes_a_pair,
+    bytes_a_tensor,
     equal_images,
+    pairs_at_once,
 )
 from exact_ntk.notices import warn_once
 
 READOUTS = ("ntk", "nngp", "nngp-unit")
-TENSORS_ALIVE = 8
 
 Duals = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -93,14 +94,15 @@ def reference_pass(
     train_first: bool = True,
     train_last: bool = True,
     diagonal: bool = False,
+    byte_budget: int | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """The NTK, None unless it is asked for, and the NNGP kernel: (n1, n2) each, or with `diagonal` (n1).
 
-    Float64 on the images' device, some pairs at a time: working memory stays near the budget of `reference`.
+    Float64 on the images' device, some pairs at a time: working memory stays near `byte_budget`, as in `reference`.
     """
     other = x1 if x2 is None else x2
     x1, other = x1.double(), other.double()
-    step = max(1, BYTE_BUDGET[x1.device.type] // (TENSORS_ALIVE * 8 * (x1[0, 0].numel()) ** 2))
+    step = pairs_at_once(TENSORS_ALIVE * bytes_a_tensor("gap", torch.float64, *x1.shape[2:]), x1.device, byte_budget)
     settings = blocks, duals, ntk, train_first
 
     def own(x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
