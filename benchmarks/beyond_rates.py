@@ -13,41 +13,31 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from exact_ntk.kernels import cntk, myrtle, resolve_backend
+from exact_ntk.kernels import Pass, cntk_pass, resolve_backend, self_pass
 from exact_ntk.kernels.fused.self_planes import self_deviations
 from exact_ntk.kernels.passes import BLOCKS
 
-DEPTHS, PIXELS, ROUNDS = (3, 4, 6, 11, 21), 32 * 32, 5
+DEPTHS, SHAPE, ROUNDS = (3, 4, 6, 11, 21), (3, 32, 32), 5
 WINDOWS = ("lap-4", "lap-8", "lap-12")
-Compute = Callable[[Tensor, Tensor], Tensor]
 
 
-def both(*readouts: str) -> tuple[str, ...]:
-    return tuple(readout + kind for readout in readouts for kind in ("", "-nngp"))
-
-
-def pooled(*readouts: str) -> tuple[Compute, float]:
-    """The NTK and the NNGP kernel at five depths, and entry-layers a pair."""
-    ends = dict(train_first=True, train_last=True)
-    return lambda x, y: cntk(x, y, depths=DEPTHS, readouts=both(*readouts), **ends), PIXELS**2 * (DEPTHS[-1] - 1)
-
-
-def myrtles(variant: int) -> tuple[Compute, float]:
-    """The NTK and the NNGP kernel of a Myrtle network, and entry-layers a pair."""
-    work = sum(layers * (PIXELS / 4**level) ** 2 for level, layers in enumerate(BLOCKS[variant]))
-    return lambda x, y: myrtle(x, y, variant=variant, readouts=("ntk", "nngp")), work
+def pass_of(family: str, depths: tuple[int, ...], *poolings: str) -> Pass:
+    """The NTK and the NNGP kernel, every layer trained."""
+    readouts = tuple(pooling + kind for pooling in poolings for kind in ("", "-nngp"))
+    return Pass(family, depths, readouts, train_first=True, train_last=True)
 
 
 CASES = {
-    "GAP": pooled("gap"),
-    "GAP, LAP-4, -8 and -12": pooled("gap", *WINDOWS),
-    **{readout.upper(): pooled(readout) for readout in WINDOWS},
-    **{f"Myrtle-{variant}": myrtles(variant) for variant in BLOCKS},
+    "GAP": pass_of("gap", DEPTHS, "gap"),
+    "GAP, LAP-4, -8 and -12": pass_of("gap", DEPTHS, "gap", *WINDOWS),
+    **{pooling.upper(): pass_of("gap", DEPTHS, pooling) for pooling in WINDOWS},
+    **{f"Myrtle-{depth}": pass_of("myrtle", (depth,), "myrtle") for depth in BLOCKS},
 }
 
 
@@ -62,26 +52,33 @@ def main() -> None:
     device = torch.device(sys.argv[1] if len(sys.argv) > 1 else "cpu")
     pairs = int(sys.argv[2]) if len(sys.argv) > 2 else 1 << (16 if device.type == "cuda" else 8)
     side = math.isqrt(pairs)
-    x = torch.randn(2 * side, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
-    backend = resolve_backend("auto", device, torch.float32, 32, 32, "gap", "lap-4")
-    print(f"{side**2} pairs, {backend}, torch {torch.__version__}")
-    for compute, _ in CASES.values():
-        seconds(compute, x[:1], x[1:2])  # compiled and loaded
+    x = torch.randn(2 * side, *SHAPE, generator=torch.Generator().manual_seed(0)).to(device)
+    how = {
+        name: dict(
+            backend=resolve_backend("auto", device, torch.float32, *SHAPE[1:], *job.readouts), dtype=torch.float32
+        )
+        for name, job in CASES.items()
+    }
+    blocks = {name: partial(cntk_pass, job=job, **how[name]) for name, job in CASES.items()}
+    print(f"{side**2} pairs, {how['GAP']['backend']}, torch {torch.__version__}")
+    for block in blocks.values():
+        seconds(block, x[:1], x[1:2])  # compiled and loaded
     spent: dict[str, list[float]] = {name: [] for name in CASES}
     for _ in range(ROUNDS):
-        for name, (compute, _) in CASES.items():
-            spent[name].append(seconds(compute, x[:side], x[side:]))
+        for name, block in blocks.items():
+            spent[name].append(seconds(block, x[:side], x[side:]))
     print("| kernels | entry-layers/s | extremes | time beside GAP's | pairs/s |\n|---|---:|---|---:|---:|")
     for name, times in spent.items():
-        work = CASES[name][1] * side**2
+        work = CASES[name].entry_layers(side**2, *SHAPE[1:])
         beside = median(t / gap for t, gap in zip(times, spent["GAP"], strict=True))
         ends = f"{work / max(times):.2e} to {work / min(times):.2e}"
         print(f"| {name} | {work / median(times):.2e} | {ends} | {beside:.2f} | {side**2 / median(times):,.1f} |")
-    for variant, blocks in BLOCKS.items():
-        normalisers = median(seconds(lambda z, b=blocks: self_deviations(z, b), x) for _ in range(ROUNDS))
-        own = median(seconds(lambda z, v=variant: myrtle(z, variant=v, diagonal=True), x) for _ in range(ROUNDS))
-        each = f"normalisers {1e3 * normalisers / len(x):.2f} ms an image, itself {1e3 * own / len(x):.2f} ms"
-        print(f"Myrtle-{variant}: {each}")
+    for name, job in CASES.items():
+        if job.family == "myrtle":
+            normalisers = median(seconds(partial(self_deviations, blocks=job.blocks), x) for _ in range(ROUNDS))
+            own = median(seconds(partial(self_pass, job=job, **how[name]), x) for _ in range(ROUNDS))
+            each = f"normalisers {1e3 * normalisers / len(x):.2f} ms an image, itself {1e3 * own / len(x):.2f} ms"
+            print(f"{name}: {each}")
 
 
 if __name__ == "__main__":
