@@ -101,3 +101,7 @@ def test_a_driver_that_refuses_is_named_in_one_line(seen, failing):
     reason = seen[0][failing]
     assert reason.startswith("the driver cannot run the kernels (")
     assert "\n" not in reason
+
+
+def test_a_mistake_of_the_package_is_not_called_the_drivers(seen):
+    assert seen[0]["mistake"] == "raised: 'NoneType' object is not callable"

@@ -285,16 +285,27 @@ def _nvrtc_version() -> str:
     return ".".join(map(str, nvrtc.nvrtcVersion()[1:]))
 
 
+def cuda_refusals() -> tuple[type[Exception], ...]:
+    """What cuda.core and torch raise where a driver, NVRTC or their loader refuses. Raises ImportError."""
+    try:
+        from cuda.core import CUDAError
+    except ImportError:  # up to cuda-core 1.2 it has no public place
+        from cuda.core._utils.cuda_utils import CUDAError
+    return OSError, RuntimeError, CUDAError
+
+
 def compile_cubin(code: str, arch: str, log_to: Any = None, ptxas_options: list[str] | None = None) -> bytes:
     """Machine code for `arch` (sm_90, ...) by NVRTC; needs neither a GPU nor a driver. Raises CompileError."""
     try:
         from cuda.core import Program, ProgramOptions
+
+        refusals = cuda_refusals()
     except ImportError as error:
         raise CompileError(f"cuda-core cannot be imported ({error}): {CUDA_HINT}") from error
     try:
         options = ProgramOptions(std="c++17", arch=arch, include_path=str(HERE), ptxas_options=ptxas_options)
         return bytes(Program(code, "c++", options).compile("cubin", logs=log_to).code)
-    except Exception as error:
+    except refusals as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         first = next((line for line in lines if "error" in line), lines[0]).strip()
         raise CompileError(f"NVRTC cannot compile the kernels for {arch}: {first}: {CUDA_HINT}") from error
@@ -309,7 +320,7 @@ def build_cubin(folder: Path | None, code: str, arch: str) -> bytes:
     stem = f"fused-cuda-{digest(code, *[(HERE / name).read_bytes() for name in GPU_SOURCES], arch)[:16]}"
     try:
         version = _nvrtc_version()
-    except Exception as error:
+    except (ImportError, OSError, RuntimeError) as error:
         for content in _kept(folder, f"{stem}-*.cubin"):
             return content
         raise CompileError(f"NVRTC cannot be loaded ({error}): {CUDA_HINT}") from error

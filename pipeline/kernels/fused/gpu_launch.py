@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exact_ntk.kernels.fused.build import CUDA_HINT, HERE, CompileError, build_cubin, cache_folder
+from exact_ntk.kernels.fused.build import CUDA_HINT, HERE, CompileError, build_cubin, cache_folder, cuda_refusals
 from exact_ntk.kernels.fused.layout import Layout, find_layout
 
 OLDEST = 7, 5  # compute capability
@@ -101,16 +101,18 @@ def why_not_running(
         name, (has, needs) = torch.cuda.get_device_name(device), (".".join(map(str, c)) for c in (capability, OLDEST))
         return f"{name} is too old: it has compute capability {has}, and they need {needs}"
     try:
+        refusals = cuda_refusals()
+    except ImportError as error:
+        return f"cuda-core cannot be imported ({error}): {CUDA_HINT}"
+    try:
         for code in codes:
             _cubin(capability, code)
         run(torch.ones((1, 1, height, width), device=device))
     except CompileError as error:
         return str(error)
-    except ImportError as error:
-        return f"cuda-core cannot be imported ({error}): {CUDA_HINT}"
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:
+    except refusals as error:
         what = str(error).strip().partition("\n")[0]
         return f"the driver cannot run the kernels ({what}): update it, or install NVRTC of the CUDA that it supports"
     return None
