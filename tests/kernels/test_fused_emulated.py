@@ -160,7 +160,7 @@ def test_same_bits_for_any_tile_strip_and_launch(shape, monkeypatch):
     whole, square = emulated(x, y, **options), emulated(y, **options)
     tiles = [torch.cat([emulated(x[i : i + 1], part, **options) for part in y.split(3)], dim=3) for i in range(len(x))]
     assert torch.equal(torch.cat(tiles, dim=2), whole)
-    strips = dict(strip_bytes=3 * gpu_images.ImageTables.bytes_each(find_layout(*shape[1:]), shape[0], 5))
+    strips = dict(strip_images=3)
     limits = [(gpu, "PARTIAL_BYTES", 1000), (gpu_images, "BUILD_BYTES", 1), (gpu_launch, "MOST_ENTRY_LAYERS", 10**5)]
     for module, name, small in limits:
         monkeypatch.setattr(module, name, small)
@@ -206,14 +206,25 @@ def test_a_vanilla_value_does_not_depend_on_its_panel_or_launch(monkeypatch):
     assert torch.equal(emulated(y, **options), square)
 
 
-@pytest.mark.parametrize("channels", [3, 20, 64])
-def test_an_images_tables_do_not_depend_on_the_others(channels):
-    x, layout = images(50, (channels, 6, 5)).float(), find_layout(6, 5)
-    together = gpu_images.ImageTables(x, layout, 3)
-    for part in (slice(0, 1), slice(7, 9), slice(20, 50)):
-        alone = gpu_images.ImageTables(x[part], layout, 3)
-        for name in ("tables", "exact", "scale", "hash"):
+def check_tables(x, layouts, layers, parts) -> None:
+    """An image's tables do not depend on the others, nor on how many are made at once, and take what is said."""
+    together = gpu_images.ImageTables(x, layouts, layers)
+    bytes_each = gpu_images.ImageTables.bytes_each(layouts, layers, x.shape[1])
+    assert bytes_each * len(x) == together.exact.nbytes + sum(table.nbytes for table in together.tables)
+    for part in parts:
+        alone = gpu_images.ImageTables(x[part], layouts, layers)
+        for name in ("exact", "scale", "hash"):
             assert torch.equal(getattr(alone, name), getattr(together, name)[part]), name
+        for one, all_of_them in zip(alone.tables, together.tables, strict=True):
+            assert torch.equal(one, all_of_them[part])
+
+
+@pytest.mark.parametrize("at_once", [gpu_images.BUILD_BYTES, 40_000])
+@pytest.mark.parametrize("channels", [3, 20, 64])
+def test_an_images_tables_do_not_depend_on_the_others(channels, at_once, monkeypatch):
+    monkeypatch.setattr(gpu_images, "BUILD_BYTES", at_once)
+    x, parts = images(50, (channels, 6, 5)).float(), [slice(0, 1), slice(7, 9), slice(20, 50)]
+    check_tables(x, [find_layout(6, 5)], [3], parts)
 
 
 @needs_compiler
@@ -245,8 +256,7 @@ def test_self_pairs_alone_have_the_bits_of_the_diagonal(shape, monkeypatch):
     own = emulated(x, **options).diagonal(dim1=-2, dim2=-1)
     assert torch.equal(emulated(x, diagonal=True, **options), own)
     monkeypatch.setattr(gpu, "PARTIAL_BYTES", 1000)
-    strips = dict(strip_bytes=3 * gpu_images.ImageTables.bytes_each(find_layout(*shape[1:]), shape[0], 5))
-    assert torch.equal(emulated(x, diagonal=True, **options, **strips), own)
+    assert torch.equal(emulated(x, diagonal=True, **options, strip_images=3), own)
 
 
 @needs_compiler

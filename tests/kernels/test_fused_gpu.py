@@ -9,10 +9,11 @@ import torch
 
 from exact_ntk import kernels
 from exact_ntk.kernels import READOUTS
-from exact_ntk.kernels.fused import gpu, gpu_images, gpu_launch
+from exact_ntk.kernels.fused import gpu, gpu_launch
 from exact_ntk.kernels.fused.layout import find_layout
 from exact_ntk.kernels.passes import Pass
 from tests.kernels.test_fused_cpu import SHAPES, alike, degenerate, digits, largest_error
+from tests.kernels.test_fused_emulated import check_tables
 from tests.kernels.test_reference import ENDS, diagonal, images, nearly_equal_pairs
 
 pytestmark = pytest.mark.gpu
@@ -110,10 +111,9 @@ def test_same_bits_from_run_to_run_and_for_any_tile_strip_and_launch(shape, monk
     assert torch.equal(square, square.mT)
     assert torch.equal(square.tril(), fused(y, y.clone(), **options).tril())
     job = Pass("gap", (3, 6), ("gap",), False, False)
-    small = 3 * gpu_images.ImageTables.bytes_each(find_layout(*shape[1:]), shape[0], 5)
     monkeypatch.setattr(gpu, "PARTIAL_BYTES", 5000)
     monkeypatch.setattr(gpu, "entry_layers_a_launch", lambda _: 10**6)
-    strips = gpu.cntk_pass(y.to(GPU), None, job, strip_bytes=small).cpu()
+    strips = gpu.cntk_pass(y.to(GPU), None, job, strip_images=3).cpu()
     assert torch.equal(strips[0], square[READOUTS.index("gap")])
 
 
@@ -181,20 +181,15 @@ def test_blocks_over_several_strips_and_launches_at_real_size(family: str, n: in
     job = Pass(family, (3, 21), (family, f"{family}-nngp"), True, True)
     whole, rectangle = gpu.cntk_pass(x, None, job), gpu.cntk_pass(x, x[: n // 3], job)
     assert torch.equal(whole.tril()[..., : n // 3], rectangle.tril())
-    small = n // 3 * gpu_images.ImageTables.bytes_each(find_layout(32, 32), 3, 20)
     monkeypatch.setattr(gpu, "entry_layers_a_launch", lambda _: 3 * 10**7)
-    assert torch.equal(gpu.cntk_pass(x, None, job, strip_bytes=small), whole)
-    assert torch.equal(gpu.cntk_pass(x, x[: n // 3], job, strip_bytes=small), rectangle)
+    assert torch.equal(gpu.cntk_pass(x, None, job, strip_images=n // 3), whole)
+    assert torch.equal(gpu.cntk_pass(x, x[: n // 3], job, strip_images=n // 3), rectangle)
 
 
 @pytest.mark.parametrize("channels", [3, 40, 1024])
 def test_an_images_tables_do_not_depend_on_the_others(channels: int):
-    x, layout = images(300, (channels, 8, 8)).float().to(GPU), find_layout(8, 8)
-    together = gpu_images.ImageTables(x, layout, 4)
-    for part in (slice(0, 1), slice(100, 103), slice(150, 300)):
-        alone = gpu_images.ImageTables(x[part], layout, 4)
-        for name in ("tables", "exact", "scale", "hash"):
-            assert torch.equal(getattr(alone, name), getattr(together, name)[part]), name
+    x = images(300, (channels, 8, 8)).float()
+    check_tables(x.to(GPU), [find_layout(8, 8)], [4], [slice(0, 1), slice(100, 103), slice(150, 300)])
 
 
 def test_images_of_many_channels():

@@ -13,7 +13,7 @@ from exact_ntk.kernels.fused.layout import LANES, LARGE_TILE_ENTRIES, SHARED_BYT
 from exact_ntk.kernels.myrtle import BLOCKS, resolve_myrtle
 from tests.kernels.emulated_gpu import emulator
 from tests.kernels.test_fused_cpu import degenerate, one_torch_thread
-from tests.kernels.test_fused_emulated import fresh, needs_compiler, nvrtc
+from tests.kernels.test_fused_emulated import check_tables, fresh, needs_compiler, nvrtc
 from tests.kernels.test_fused_myrtle import DIAGONAL, reference
 from tests.kernels.test_reference import error, images, nearly_equal_pairs
 
@@ -140,18 +140,12 @@ def test_a_launch_is_no_more_than_it_should_be(monkeypatch):
     assert sum(name == "ntk_myrtle_exact" for name, _ in work) == 15
 
 
-def test_an_images_tables_do_not_depend_on_the_others():
-    x, layouts = degenerate((3, 8, 12)), find_level_layouts(8, 12)
-    x = gpu_images.turned(x, layouts[0])
-    together = gpu_myrtle.LevelTables(x, layouts, BLOCKS[5])
-    for part in (slice(0, 1), slice(2, 5)):
-        alone = gpu_myrtle.LevelTables(x[part], layouts, BLOCKS[5])
-        for name in ("exact", "scale", "hash"):
-            assert torch.equal(getattr(alone, name), getattr(together, name)[part]), name
-        for one, all_of_them in zip(alone.tables, together.tables, strict=True):
-            assert torch.equal(one, all_of_them[part])
-    bytes_each = gpu_myrtle.LevelTables.bytes_each(layouts, BLOCKS[5], 3)
-    assert bytes_each * len(x) == together.exact.nbytes + sum(table.nbytes for table in together.tables)
+@pytest.mark.parametrize("at_once", [gpu_images.BUILD_BYTES, 1])
+def test_an_images_tables_do_not_depend_on_the_others(at_once, monkeypatch):
+    monkeypatch.setattr(gpu_images, "BUILD_BYTES", at_once)
+    layouts = find_level_layouts(8, 12)
+    x = gpu_images.turned(degenerate((3, 8, 12)), layouts[0])
+    check_tables(x, layouts, BLOCKS[5], [slice(0, 1), slice(2, 5)])
 
 
 def test_every_size_has_layouts_that_a_gpu_can_run():

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,22 +11,20 @@ from torch import Tensor
 
 from exact_ntk.kernel_names import pooling_of, window_of
 from exact_ntk.kernels.fused import values_of
-from exact_ntk.kernels.fused.gpu_images import ImageTables, strips, turned
 from exact_ntk.kernels.fused.gpu_launch import (
     Launch,
+    MakeLauncher,
     entry_layers_a_launch,
     launcher,
-    share_of_memory,
+    launches,
     source,
     why_not_running,
 )
+from exact_ntk.kernels.fused.gpu_strips import STRIP_IMAGES, StripPair, strip_pairs
 from exact_ntk.kernels.fused.layout import LANES, Layout, find_layout
 from exact_ntk.kernels.passes import Pass
 
-# Never free memory: tables of a strip of images, at most this share of the device's memory and so many images; partial
-# sums of a launch.
-STRIP_BYTES, STRIP_SHARE, STRIP_IMAGES = 1536 << 20, 12, 1 << 13
-PARTIAL_BYTES = 256 << 20
+PARTIAL_BYTES = 256 << 20  # partial sums of a launch; never free memory
 AGAIN_BLOCKS, COLLECT_THREADS = 1024, 256
 # Vanilla: blocks across a panel. Blocks at work together then span about as many first images as second ones, so that
 # few tables come from memory: see NOTES-gpu.md.
@@ -94,96 +92,59 @@ class _Poolings:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A strip pair's work: its images, whether they are the same, where sums go and which layers'.
+class _Work:
+    """What all pairs of a pass share: how to launch its kernels, and what is summed up after which layers.
 
-    corner: the strips' part of sums (2, poolings * depths, n1, n2) in float64.  read: a bit a layer, 32 a word.  most:
-    entry-layers of a launch.  own: each image with itself alone, and the corner's rows have stride 0.
+    reads: layers that are read out, in `read` a bit a layer, 32 a word.  most: entry-layers of a launch.
     """
 
     launch: Launch
     layout: Layout
-    first: ImageTables
-    second: ImageTables
-    symmetric: bool
     layers: int
-    corner: Tensor
+    reads: int
     read: Tensor
     poolings: _Poolings
     most: int
-    own: bool = False
-
-    @property
-    def n2(self) -> int:
-        """Second images of a first one, 0 where it is paired with itself: see find_pair in gpu.cu."""
-        return 0 if self.own else len(self.second)
-
-    @property
-    def total(self) -> int:
-        """Pairs."""
-        n1 = len(self.first)
-        return n1 if self.own else n1 * (n1 + 1) // 2 if self.symmetric else n1 * self.n2
 
     @property
     def slots(self) -> int:
         """Of a pair: its depths for each pooling."""
-        return self.corner.shape[1]
-
-    @property
-    def reads(self) -> int:
-        return self.slots // len(self.poolings.windows)
+        return self.reads * len(self.poolings.windows)
 
     @property
     def pixels(self) -> int:
         return self.layout.rows * self.layout.columns
 
-    @property
-    def scales(self) -> tuple[int, int]:
-        return self.first.scale.data_ptr(), self.second.scale.data_ptr()
+    def out(self, pair: StripPair) -> tuple[int, int, int]:
+        """Pointer to sums (2, slots, n1, n2), and strides, in doubles, of rows and of readouts."""
+        return pair.sums.data_ptr(), pair.sums.stride(2), pair.sums.stride(1)  # (2, slots) are one run
 
-    @property
-    def tables(self) -> tuple[int, int]:
-        return self.first.tables.data_ptr(), self.second.tables.data_ptr()
-
-    @property
-    def hashes(self) -> tuple[int, int]:
-        return self.first.hash.data_ptr(), self.second.hash.data_ptr()
-
-    @property
-    def out(self) -> tuple[int, int, int]:
-        """Pointer and strides, in doubles, of rows and of readouts."""
-        return self.corner.data_ptr(), self.corner.stride(2), self.corner.stride(1)  # (2, slots) are one run
-
-    def parts(self, total: int, entries: int, at_most: int | None = None) -> Iterator[tuple[int, int]]:
-        """(first, count) of launches that together do `total` items of so many entries a layer each."""
-        size = max(1, self.most // (entries * self.layers))
-        return ((part.start, part.stop - part.start) for part in strips(total, min(size, at_most or size)))
-
-    def zero_offset(self, blocks: int, first: int, count: int, symmetric: bool, partial: int, again: int) -> None:
+    def zero_offset(self, pair: StripPair, blocks: int, first: int, count: int, partial: int, again: int) -> None:
         self.launch(
             "ntk_zero_offset",
             blocks,
             self.layout.zero_offset_threads,
-            *(self.first.exact.data_ptr(), self.second.exact.data_ptr(), *self.hashes),
-            *(self.n2, int(symmetric), first, count, self.first.channels, self.layers),
+            *(*pair.exact, *pair.hashes),
+            *(pair.n2, int(pair.symmetric), first, count, pair.first.channels, self.layers),
             *(self.read.data_ptr(), self.reads, partial, *self.poolings.arguments, self.poolings.chunks),
-            *(again, *self.scales, *self.out),
+            *(again, *pair.scales, *self.out(pair)),
         )
 
-    def pooled(self) -> None:
+    def pooled(self, pair: StripPair) -> None:
         chunks, down = self.poolings.chunks, self.poolings.down
         each = (chunks + 1) * 2 * self.slots
-        most = min(self.total, max(1, PARTIAL_BYTES // (8 * each)))
-        partial = torch.empty((most, each), dtype=torch.float64, device=self.corner.device)
-        pairs_of = self.n2, int(self.symmetric)
+        most = min(pair.total, max(1, PARTIAL_BYTES // (8 * each)))
+        partial = torch.empty((most, each), dtype=torch.float64, device=pair.sums.device)
+        pairs_of = pair.n2, int(pair.symmetric)
         planes = min(self.pixels, chunks * self.layout.group * down)
-        for first, pairs in self.parts(self.total, self.pixels * (planes + DOUBLE_COST), most):
-            self.zero_offset(pairs, first, pairs, self.symmetric, partial.data_ptr(), 0)
+        work = self.pixels * (planes + DOUBLE_COST) * self.layers
+        for first, pairs in launches(pair.total, min(most, self.most // work)):
+            self.zero_offset(pair, pairs, first, pairs, partial.data_ptr(), 0)
             self.launch(
                 "ntk_pooled",
                 pairs * chunks,
                 LANES * self.layout.warps,
-                *(*self.tables, *pairs_of, first, self.first.channel_stages, self.layers),
+                *(*pair.tables(), *pairs_of, first, pair.first.channel_stages, self.layers),
                 *(self.read.data_ptr(), self.reads, partial.data_ptr()),
                 *(*self.poolings.arguments, down, chunks, self.poolings.low),
             )
@@ -191,38 +152,40 @@ class _Job:
                 "ntk_collect",
                 -(-pairs * 2 * self.slots // COLLECT_THREADS),
                 COLLECT_THREADS,
-                *(partial.data_ptr(), *self.scales, *pairs_of, first, pairs, self.slots, chunks, *self.out),
+                *(partial.data_ptr(), *pair.scales, *pairs_of, first, pairs, self.slots, chunks, *self.out(pair)),
             )
 
-    def vanilla(self) -> None:
-        n1, n2, layout = len(self.first), len(self.second), self.layout
-        again = torch.empty(1 + 2 * self.total, dtype=torch.int32, device=self.corner.device)
+    def vanilla(self, pair: StripPair) -> None:
+        n1, n2, layout = len(pair.first), len(pair.second), self.layout
+        again = torch.empty(1 + 2 * pair.total, dtype=torch.int32, device=pair.sums.device)
         again[0] = 0
         down = 1 if layout.warps % 2 else 2
         across = layout.warps // down * layout.planes
         blocks = -(-n2 // (across * PANEL)) * PANEL * -(-n1 // down)
-        for first, count in self.parts(blocks, down * across * self.pixels):
+        for first, count in launches(blocks, self.most // (down * across * self.pixels * self.layers)):
             self.launch(
                 "ntk_vanilla",
                 count,
                 LANES * layout.warps,
-                *(*self.tables, *self.scales, *self.hashes),
-                *(n1, n2, int(self.symmetric), self.first.channel_stages, self.layers),
-                *(self.read.data_ptr(), self.reads, *self.out, again.data_ptr(), first),
+                *(*pair.tables(), *pair.scales, *pair.hashes),
+                *(n1, n2, int(pair.symmetric), pair.first.channel_stages, self.layers),
+                *(self.read.data_ptr(), self.reads, *self.out(pair), again.data_ptr(), first),
             )
         # How many there are only the device knows: launches that find none return at once.
-        for first, count in self.parts(self.total, DOUBLE_COST * self.pixels):
-            self.zero_offset(min(AGAIN_BLOCKS, count), first, count, False, 0, again.data_ptr())
+        self._in_double(pair, again)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%d nearly equal pairs were computed in float64", int(again[0]))
 
-    def own_vanilla(self) -> None:
+    def own_vanilla(self, pair: StripPair) -> None:
         """Each image with itself, all in float64, as such pairs are among others."""
-        every = torch.arange(len(self.first), dtype=torch.int32, device=self.corner.device)
+        every = torch.arange(pair.total, dtype=torch.int32, device=pair.sums.device)
         listed = torch.stack([every, torch.zeros_like(every)], 1).flatten()
-        again = torch.cat([every.new_full((1,), len(every)), listed])
-        for first, count in self.parts(len(every), DOUBLE_COST * self.pixels):
-            self.zero_offset(min(AGAIN_BLOCKS, count), first, count, False, 0, again.data_ptr())
+        self._in_double(pair, torch.cat([every.new_full((1,), len(every)), listed]))
+
+    def _in_double(self, pair: StripPair, again: Tensor) -> None:
+        """again: how many pairs, and of each its number and from which readout on."""
+        for first, count in launches(pair.total, self.most // (DOUBLE_COST * self.pixels * self.layers)):
+            self.zero_offset(pair, min(AGAIN_BLOCKS, count), first, count, 0, again.data_ptr())
 
 
 def _bits(job: Pass, device: torch.device) -> Tensor:
@@ -250,65 +213,37 @@ def cntk_pass(
     x1: Tensor,
     x2: Tensor | None,
     job: Pass,
-    make_launcher: Callable[[torch.device, str], Launch] = launcher,
-    strip_bytes: int | None = None,
+    make_launcher: MakeLauncher = launcher,
+    strip_images: int = STRIP_IMAGES,
 ) -> Tensor:
     """One readout family at all depths: as `reference.cntk_pass`, float32, on the images' GPU.
 
     Works on torch's current stream and returns without waiting for it. A pair's value depends on its two images
     alone: not on the block, the strip, the launch or the other images. Raises CompileError.
     """
-    if len(job.poolings) > MOST_POOLINGS:
-        return _in_parts(job, lambda part: cntk_pass(x1, x2, part, make_launcher, strip_bytes))
-    layers, layout = max(job.depths) - 1, find_layout(*x1.shape[2:])
-    launch = make_launcher(x1.device, _source_of(job, layout))
-    poolings = _Poolings.of(job, layout, x1.device)
-    a, b = turned(x1, layout), None if x2 is None else turned(x2, layout)
-    size = _strip_size(a, layout, layers, strip_bytes)
-    read, most = _bits(job, a.device), entry_layers_a_launch(a.device)
-    n1, n2 = len(a), len(a if b is None else b)
-    slots = len(job.poolings) * len(job.depths)
-    sums = torch.zeros((2, slots, n1, n2), dtype=torch.float64, device=a.device)
-    for rows in strips(n1, size):
-        first = ImageTables(a[rows], layout, layers)
-        for columns in strips(n2, size):
-            if b is None and columns.start > rows.start:
-                break  # above the diagonal: mirrored
-            diagonal = b is None and columns == rows
-            second = first if diagonal else ImageTables((a if b is None else b)[columns], layout, layers)
-            corner = sums[:, :, rows, columns]
-            work = _Job(launch, layout, first, second, diagonal, layers, corner, read, poolings, most)
-            work.vanilla() if job.family == "vanilla" else work.pooled()
-            if diagonal:
-                corner.copy_(corner.tril() + corner.tril(-1).mT)
-            elif b is None:
-                sums[:, :, columns, rows] = corner.mT
-    return values_of(sums.unflatten(1, (len(job.poolings), -1)), job, layout.rows * layout.columns)
+    return _pass(x1, x2, job, False, make_launcher, strip_images)
 
 
-def self_pass(
-    x: Tensor,
-    job: Pass,
-    make_launcher: Callable[[torch.device, str], Launch] = launcher,
-    strip_bytes: int | None = None,
-) -> Tensor:
+def self_pass(x: Tensor, job: Pass, make_launcher: MakeLauncher = launcher, strip_images: int = STRIP_IMAGES) -> Tensor:
     """Each image with itself: as `reference.self_pass`, float32, on the images' GPU, the diagonal of `cntk_pass`."""
+    return _pass(x, None, job, True, make_launcher, strip_images)
+
+
+def _pass(
+    x1: Tensor, x2: Tensor | None, job: Pass, own: bool, make_launcher: MakeLauncher, strip_images: int
+) -> Tensor:
     if len(job.poolings) > MOST_POOLINGS:
-        return _in_parts(job, lambda part: self_pass(x, part, make_launcher, strip_bytes))
-    layers, layout = max(job.depths) - 1, find_layout(*x.shape[2:])
-    launch = make_launcher(x.device, _source_of(job, layout))
-    poolings = _Poolings.of(job, layout, x.device)
-    x = turned(x, layout)
-    read, most = _bits(job, x.device), entry_layers_a_launch(x.device)
-    sums = torch.zeros((2, len(job.poolings) * len(job.depths), len(x)), dtype=torch.float64, device=x.device)
-    for part in strips(len(x), _strip_size(x, layout, layers, strip_bytes)):
-        tables = ImageTables(x[part], layout, layers)
-        corner = sums[:, :, None, part].expand(-1, -1, len(tables), -1)
-        work = _Job(launch, layout, tables, tables, False, layers, corner, read, poolings, most, own=True)
-        work.own_vanilla() if job.family == "vanilla" else work.pooled()
-    return values_of(sums.unflatten(1, (len(job.poolings), -1)), job, layout.rows * layout.columns)
-
-
-def _strip_size(x: Tensor, layout: Layout, layers: int, at_most: int | None) -> int:
-    at_most = at_most or share_of_memory(x.device, STRIP_BYTES, STRIP_SHARE)
-    return max(1, min(STRIP_IMAGES, at_most // ImageTables.bytes_each(layout, x.shape[1], layers)))
+        return _in_parts(job, lambda part: _pass(x1, x2, part, own, make_launcher, strip_images))
+    layers, layout, device = max(job.depths) - 1, find_layout(*x1.shape[2:]), x1.device
+    launch, poolings = make_launcher(device, _source_of(job, layout)), _Poolings.of(job, layout, device)
+    work = _Work(launch, layout, layers, len(job.depths), _bits(job, device), poolings, entry_layers_a_launch(device))
+    shape = (len(x1),) if own else (len(x1), len(x1 if x2 is None else x2))
+    sums = torch.zeros((2, work.slots, *shape), dtype=torch.float64, device=device)
+    for pair in strip_pairs(x1, x2, [layout], [layers], sums, own, strip_images):
+        if job.family == "gap":
+            work.pooled(pair)
+        elif own:
+            work.own_vanilla(pair)
+        else:
+            work.vanilla(pair)
+    return values_of(sums.unflatten(1, (len(job.poolings), -1)), job, work.pixels)

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class _TorchStream:
 
 # (kernel's name, blocks, threads a block, arguments: pointers and integers, all of 64 bits) -> None
 Launch = Callable[..., None]
+MakeLauncher = Callable[[torch.device, str], Launch]
 
 
 @functools.cache
@@ -132,6 +133,12 @@ def entry_layers_a_launch(device: torch.device) -> int:
         return MOST_ENTRY_LAYERS
     rate = multiply_adds_per_second(device, seconds=0.01) / ENTRY_LAYER_COST
     return min(MOST_ENTRY_LAYERS, max(1, int(LAUNCH_SECONDS * rate)))
+
+
+def launches(total: int, most: int) -> Iterator[tuple[int, int]]:
+    """(first, count) of launches that together take `total` items, each at most so many, and at least one."""
+    most = max(1, most)
+    return ((first, min(most, total - first)) for first in range(0, total, most))
 
 
 def multiply_adds_per_second(device: torch.device, seconds: float = 0.2) -> float:
