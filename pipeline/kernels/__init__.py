@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from exact_ntk.device import available_memory
-from exact_ntk.kernel_names import READOUTS, family_of
-from exact_ntk.kernels import fused, gradients, reference
+from exact_ntk.kernel_names import READOUTS
+from exact_ntk.kernels import gradients, reference
+from exact_ntk.kernels.backends import require_memory, resolve_backend
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu as fused_gpu
 from exact_ntk.kernels.inputs import (
@@ -20,11 +20,10 @@ from exact_ntk.kernels.inputs import (
     as_tensor,
     require_range,
 )
-from exact_ntk.kernels.myrtle import myrtle, myrtle_pass, resolve_myrtle
+from exact_ntk.kernels.myrtle import myrtle, myrtle_pass
 from exact_ntk.kernels.network import network_kernels
 from exact_ntk.kernels.ntk import nngp, ntk, ntk_layers
 from exact_ntk.kernels.passes import Matrices, Padding, Pass, plan_passes
-from exact_ntk.notices import warn_once
 
 __all__ = [
     "READOUTS",
@@ -40,87 +39,6 @@ __all__ = [
     "resolve_backend",
     "self_pass",
 ]
-
-BACKENDS = ("auto", "reference", "fused")
-SLOWER = "30 (gap) to 90 (vanilla)"  # measured: README, Speed
-
-
-def _why_not_fused(
-    device: torch.device,
-    dtype: torch.dtype,
-    readouts: Sequence[str],
-    padding: Padding,
-    height: int,
-    width: int,
-    gradient: bool,
-) -> str | None:
-    if gradient:
-        return "the fused kernels give no gradients, which the reference kernels do"
-    if dtype != torch.float32:
-        return "the fused kernels compute in float32 only"
-    reason = fused.why_not(device, readouts, padding, height, width)
-    if reason is None:
-        reason = fused_gpu.unavailable(device, height, width) if device.type == "cuda" else fused_cpu.unavailable()
-    return reason
-
-
-def resolve_backend(
-    backend: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    height: int,
-    width: int,
-    *readouts: str,
-    padding: Padding = "zero",
-    gradient: bool = False,
-) -> str:
-    """The backend that will run these readouts, with its device: "reference-cpu", "fused-cpu", ... Never "auto".
-
-    gradient: whether the images' is asked for. float32 for Myrtle networks, which go alone, is what their backend has:
-    the reference computes them in float64. "auto" is fused where it can run (compiling it at first use), else
-    reference, and a warning is logged once that says why. Raises ValueError for a name that is not a backend, and for
-    "fused" where it cannot run.
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
-    if "myrtle" in map(family_of, readouts):
-        return resolve_myrtle(backend, device, None if dtype == torch.float32 else dtype, "relu", height, width)
-    if backend != "reference":
-        reason = _why_not_fused(device, dtype, readouts, padding, height, width, gradient)
-        if reason is None:
-            return f"fused-{device.type}"
-        if backend == "fused":
-            instead = ": give backend='reference', or detached images" if gradient else ""
-            raise ValueError(f"backend fused cannot run: {reason}{instead}")
-        # float64 is asked for to have the reference's precision: nothing is lost that needs saying.
-        if dtype == torch.float32:
-            slower = f"{SLOWER} times slower" if device.type == "cpu" else "slower"
-            warn_once(f"computing with the reference kernels, {slower}: {reason}")
-    return f"reference-{device.type}"
-
-
-def require_memory(
-    backend: str, device: torch.device, family: str, dtype: torch.dtype, height: int, width: int, layers: int = 0
-) -> None:
-    """Raise MemoryError unless one pair of images fits, on a resolved backend. Fused kernels need next to nothing.
-
-    layers: that are kept for a gradient.
-    """
-    if backend.startswith("fused"):
-        return
-    # A Myrtle network is at full size what global average pooling is, in float64.
-    like = ("gap", torch.float64) if family == "myrtle" else (family, dtype)
-    need, there = reference.bytes_a_pair(*like, height, width), available_memory(device)
-    if layers:
-        need = gradients.gradient_bytes(family, layers, dtype, height, width)
-    if need > there:
-        side = int((there / need) ** (0.5 if family == "vanilla" else 0.25) * (height * width) ** 0.5)
-        raise MemoryError(
-            f"one pair of {height} x {width} images takes {need / 1e9:,.1f} GB with {family} readouts "
-            f"{'and their gradient ' if layers else ''}in {backend}, "
-            f"and {there / 1e9:,.1f} GB are free: images up to {side} x {side} fit"
-            + (f", or vanilla readouts, which take a {height * width:,}th" if family != "vanilla" else "")
-        )
 
 
 def cntk_pass(x1: Tensor, x2: Tensor | None, job: Pass, *, backend: str, dtype: torch.dtype) -> Tensor:

@@ -14,10 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from exact_ntk.device import available_memory
 from exact_ntk.kernel_names import BLOCKS, DIVISOR
-from exact_ntk.kernels import fused
 from exact_ntk.kernels.arccos import relu_duals, snap_to_unit
+from exact_ntk.kernels.backends import require_memory, resolve_myrtle
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu_myrtle as fused_gpu_myrtle
 from exact_ntk.kernels.inputs import Values, as_device, as_flag, as_names, as_tensor, require_range
@@ -27,12 +26,10 @@ from exact_ntk.kernels.reference import (
     PixelPairs,
     activation_layer,
     box,
-    bytes_a_pair,
     bytes_a_tensor,
     equal_images,
     pairs_at_once,
 )
-from exact_ntk.notices import warn_once
 
 READOUTS = ("ntk", "nngp", "nngp-unit")
 
@@ -131,47 +128,6 @@ def reference_pass(
     return kernels(r, k)
 
 
-def _why_not_fused(
-    device: torch.device, dtype: torch.dtype | None, activation: str, height: int, width: int
-) -> str | None:
-    if dtype == torch.float64:
-        return "the fused kernels compute in float32 only"
-    if activation != "relu":
-        return "the fused Myrtle kernels are those of the ReLU"
-    reason = fused.why_not(device, ("gap",), "zero", height, width)
-    if reason is None:
-        on_gpu = device.type == "cuda"
-        reason = fused_gpu_myrtle.unavailable(device, height, width) if on_gpu else fused_cpu.unavailable()
-    return reason
-
-
-def resolve_myrtle(
-    backend: str, device: torch.device, dtype: torch.dtype | None, activation: str, height: int, width: int
-) -> str:
-    """The backend that will run: "fused-cpu", "fused-cuda", "reference-cpu" or "reference-cuda".
-
-    "auto" is fused where it can run, else reference, in float64, and a warning is logged once that says why. Raises
-    ValueError for a name that is not a backend, for "fused" where it cannot run, and for float32 on the reference.
-    """
-    if backend not in ("auto", "fused", "reference"):
-        raise ValueError(f"backend must be one of auto, fused, reference, not {backend!r}")
-    if dtype not in (None, torch.float32, torch.float64):
-        raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
-    reason = None
-    if backend != "reference":
-        reason = _why_not_fused(device, dtype, activation, height, width)
-        if reason is None:
-            return f"fused-{device.type}"
-        if backend == "fused":
-            raise ValueError(f"backend fused cannot run: {reason}")
-    if dtype == torch.float32:
-        why = f": {reason}" if reason else ""
-        raise ValueError(f"the reference computes Myrtle kernels in float64 only, so leave dtype out{why}")
-    if reason and dtype is None:
-        warn_once(f"computing Myrtle kernels with the reference, in float64 and many times slower: {reason}")
-    return f"reference-{device.type}"
-
-
 def myrtle_pass(
     x1: Tensor,
     x2: Tensor | None,
@@ -251,13 +207,10 @@ def myrtle(
         raise ValueError(f"Myrtle networks pool twice: sides must be divisible by {DIVISOR}, not {height} x {width}")
     target = as_device(device, x1)
     resolved = resolve_myrtle(backend, target, dtype, activation, height, width)
-    is_fused = resolved.startswith("fused")
+    require_memory(resolved, target, "myrtle", torch.float64, height, width)
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None:
             require_range(x, name, resolved, torch.float64)
-    need = bytes_a_pair("gap", torch.float64, height, width)
-    if not is_fused and need > available_memory(target):
-        raise MemoryError(f"one pair of {height} x {width} images takes {need / 1e9:,.1f} GB, more than is free")
 
     def both(a: Tensor, b: Tensor | None, ntk: bool, own: bool) -> tuple[Tensor | None, Tensor]:
         return myrtle_pass(

@@ -440,7 +440,7 @@ def test_out_of_memory_is_one_line_and_other_errors_are_not_hidden():
 
 
 def test_images_too_large_for_memory_are_refused_before_the_first_pair(folder: Path, monkeypatch):
-    monkeypatch.setattr("exact_ntk.kernels.available_memory", lambda device: 1000)
+    monkeypatch.setattr("exact_ntk.kernels.backends.available_memory", lambda device: 1000)
     refused = ntk(folder, "compute-gram", "tiny.yaml", "--all", "--runs", "new")
     assert_one_line(refused, "error: CNTK-V-20: one pair of 4 x 4 images takes")
     assert not list((folder / "new" / "tiny").glob("gram-*"))

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from exact_ntk.kernels import myrtle
 from exact_ntk.kernels.arccos import relu_duals
+from exact_ntk.kernels.backends import resolve_myrtle
 from exact_ntk.kernels.fused import build
 from exact_ntk.kernels.fused.self_planes import self_deviations
-from exact_ntk.kernels.myrtle import BLOCKS, READOUTS, _through, resolve_myrtle
+from exact_ntk.kernels.myrtle import BLOCKS, READOUTS, _through
 from exact_ntk.notices import warn_once
 from tests.kernels.test_fused_cpu import degenerate, digits, one_torch_thread
 from tests.kernels.test_reference import ENDS, error, images, nearly_equal_pairs

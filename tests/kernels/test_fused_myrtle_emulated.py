@@ -8,9 +8,10 @@ import re
 import pytest
 import torch
 
+from exact_ntk.kernels.backends import resolve_myrtle
 from exact_ntk.kernels.fused import LONG_SIDE, SHORT_SIDE, build, gpu_images, gpu_myrtle
 from exact_ntk.kernels.fused.layout import LANES, LARGE_TILE_ENTRIES, SHARED_BYTES, find_level_layouts
-from exact_ntk.kernels.myrtle import BLOCKS, resolve_myrtle
+from exact_ntk.kernels.myrtle import BLOCKS
 from tests.kernels.emulated_gpu import emulator
 from tests.kernels.test_fused_cpu import degenerate, one_torch_thread
 from tests.kernels.test_fused_emulated import check_tables, fresh, needs_compiler, nvrtc

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from exact_ntk.kernels import myrtle
+from exact_ntk.kernels.backends import resolve_myrtle
 from exact_ntk.kernels.fused import gpu_launch, gpu_myrtle
 from exact_ntk.kernels.fused.layout import find_level_layouts
 from exact_ntk.kernels.fused.self_planes import self_deviations
-from exact_ntk.kernels.myrtle import BLOCKS, READOUTS, resolve_myrtle
+from exact_ntk.kernels.myrtle import BLOCKS, READOUTS
 from tests.kernels.test_fused_cpu import degenerate, digits
 from tests.kernels.test_fused_myrtle import DIAGONAL, SHAPES, reference
 from tests.kernels.test_reference import ENDS, error, images, nearly_equal_pairs

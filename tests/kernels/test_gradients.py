@@ -126,6 +126,6 @@ def test_auto_takes_the_reference_kernels(monkeypatch):
 
 def test_memory_for_the_gradient_of_one_pair_is_asked_for_first(monkeypatch):
     large = torch.ones(1, 1, 100, 100, requires_grad=True)
-    monkeypatch.setattr("exact_ntk.kernels.available_memory", lambda device: 10 * 10**9)
+    monkeypatch.setattr("exact_ntk.kernels.backends.available_memory", lambda device: 10 * 10**9)
     with pytest.raises(MemoryError, match=r"takes 12\.8 GB with gap readouts and their gradient in reference-cpu"):
         cntk(large, depths=(9,), readouts=("gap",))

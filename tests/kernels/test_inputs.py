@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from exact_ntk import kernels
-from exact_ntk.kernels import cntk, ntk
+from exact_ntk.kernels import backends, cntk, ntk
 from exact_ntk.kernels.inputs import LARGEST_PIXEL
 from tests.kernels.peak import peak_bytes
 from tests.kernels.test_reference import images
@@ -139,7 +139,7 @@ def test_images_beyond_the_arithmetic_are_refused_and_those_within_are_not(dtype
 
 def test_memory_for_one_pair_is_asked_for_first(monkeypatch):
     large = torch.ones(1, 1, 224, 224)
-    monkeypatch.setattr(kernels, "available_memory", lambda device: 10 * 10**9)
+    monkeypatch.setattr(backends, "available_memory", lambda device: 10 * 10**9)
     words = r"one pair of 224 x 224 images takes 120.8 GB with gap readouts in reference-cpu, and 10.0 GB are free"
     with pytest.raises(MemoryError, match=words) as caught:
         cntk(large, depths=(3,), readouts=("gap",))
@@ -147,7 +147,7 @@ def test_memory_for_one_pair_is_asked_for_first(monkeypatch):
     assert kernels.reference.bytes_a_pair("gap", torch.float32, 120, 120) < 10 * 10**9
     assert kernels.reference.bytes_a_pair("gap", torch.float32, 121, 121) > 10 * 10**9
     assert cntk(large, depths=(3,), readouts=("vanilla",)).shape == (1, 1, 1, 1)
-    monkeypatch.setattr(kernels, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(backends, "available_memory", lambda device: 1000)
     kernels.require_memory("fused-cpu", torch.device("cpu"), "gap", torch.float32, 32, 32)
     with pytest.raises(MemoryError, match=r"images up to 1 x 1 fit$"):
         cntk(torch.ones(1, 1, 30, 20), depths=(3,), readouts=("vanilla",), backend="reference")
