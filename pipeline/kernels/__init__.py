@@ -67,16 +67,7 @@ def self_pass(x: Tensor, job: Pass, *, backend: str, dtype: torch.dtype) -> Tens
 
 def _myrtle(x1: Tensor, x2: Tensor | None, job: Pass, backend: str, diagonal: bool = False) -> Tensor:
     """As `cntk_pass`, or as `self_pass`, the one depth of a Myrtle network."""
-    ntk, nngp = myrtle_pass(
-        x1,
-        x2,
-        job.blocks,
-        backend=backend,
-        ntk=job.ntk,
-        train_first=job.train_first,
-        train_last=job.train_last,
-        diagonal=diagonal,
-    )
+    ntk, nngp = myrtle_pass(x1, x2, job, backend=backend, diagonal=diagonal)
     found = {"myrtle": ntk, "myrtle-nngp": nngp}
     return torch.stack([kernel for name in job.readouts if (kernel := found[name]) is not None])[:, None]
 

@@ -9,7 +9,6 @@ pixels that are left. In the scale of `cntk`, with (c_sigma / q^2) in K, the NNG
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from exact_ntk.kernels.backends import require_memory, resolve_myrtle
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu_myrtle as fused_gpu_myrtle
 from exact_ntk.kernels.inputs import Values, as_device, as_flag, as_names, as_tensor, require_range
+from exact_ntk.kernels.passes import Pass
 from exact_ntk.kernels.reference import (
     PIXEL_PAIRS,
     TENSORS_ALIVE,
@@ -129,22 +129,14 @@ def reference_pass(
 
 
 def myrtle_pass(
-    x1: Tensor,
-    x2: Tensor | None,
-    blocks: Sequence[int],
-    *,
-    backend: str,
-    duals: Duals = relu_duals,
-    ntk: bool,
-    train_first: bool,
-    train_last: bool,
-    diagonal: bool = False,
+    x1: Tensor, x2: Tensor | None, job: Pass, *, backend: str, duals: Duals = relu_duals, diagonal: bool = False
 ) -> tuple[Tensor | None, Tensor]:
     """As `reference_pass`, on a resolved backend (see `resolve_myrtle`); those that are fused have the ReLU's duals."""
-    compute: Callable[..., tuple[Tensor | None, Tensor]] = partial(reference_pass, duals=duals)
     if backend.startswith("fused"):
         compute = fused_cpu.myrtle_pass if backend == "fused-cpu" else fused_gpu_myrtle.myrtle_pass
-    return compute(x1, x2, blocks, ntk=ntk, train_first=train_first, train_last=train_last, diagonal=diagonal)
+        return compute(x1, x2, job, diagonal)
+    ends = dict(train_first=job.train_first, train_last=job.train_last)
+    return reference_pass(x1, x2, job.blocks, duals=duals, ntk=job.ntk, **ends, diagonal=diagonal)
 
 
 def _unit(k: Tensor, a: Tensor, b: Tensor, duals: Duals) -> Tensor:
@@ -213,17 +205,9 @@ def myrtle(
             require_range(x, name, resolved, torch.float64)
 
     def both(a: Tensor, b: Tensor | None, ntk: bool, own: bool) -> tuple[Tensor | None, Tensor]:
-        return myrtle_pass(
-            a,
-            b,
-            BLOCKS[variant],
-            backend=resolved,
-            duals=ACTIVATIONS[activation],
-            ntk=ntk,
-            train_first=first is not False,
-            train_last=last is not False,
-            diagonal=own,
-        )
+        kernels = ("myrtle", "myrtle-nngp") if ntk else ("myrtle-nngp",)
+        job = Pass("myrtle", (variant,), kernels, first is not False, last is not False)
+        return myrtle_pass(a, b, job, backend=resolved, duals=ACTIVATIONS[activation], diagonal=own)
 
     x1, x2 = x1.to(target), None if x2 is None else x2.to(target)
     ntk, nngp = both(x1, x2, "ntk" in names, bool(diagonal))

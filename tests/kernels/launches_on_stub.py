@@ -14,8 +14,7 @@ from exact_ntk.kernels.passes import Pass
 CAPABILITY = (9, 0)
 FAILING = ("load", "ntk_zero_offset", "ntk_myrtle_exact")
 JOBS = [Pass("vanilla", (2, 3), ("vanilla",), False, True), Pass("gap", (3,), ("gap",), False, False)]
-
-MYRTLE = dict(blocks=(2, 1, 1), ntk=True, train_first=True, train_last=True)
+MYRTLE = Pass("myrtle", (5,), ("myrtle", "myrtle-nngp"), True, True)
 
 
 class Stream:
@@ -43,7 +42,7 @@ def values(index: int) -> list[float]:
 def myrtle_values(make_launcher: gpu_myrtle.MakeLauncher) -> list[float]:
     """Of a few images in the host's memory."""
     x = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    return torch.stack(gpu_myrtle.myrtle_pass(x, None, make_launcher=make_launcher, **MYRTLE)).flatten().tolist()
+    return torch.stack(gpu_myrtle.myrtle_pass(x, None, MYRTLE, make_launcher=make_launcher)).flatten().tolist()
 
 
 def why_not() -> str | None:

@@ -17,7 +17,6 @@ from sklearn.datasets import load_digits
 from exact_ntk import kernels
 from exact_ntk.kernels import READOUTS, cntk
 from exact_ntk.kernels.fused import build, cpu
-from exact_ntk.kernels.myrtle import reference_pass
 from exact_ntk.kernels.passes import Pass
 from exact_ntk.notices import warn_once
 from tests.kernels.test_reference import ENDS, diagonal, error, images, nearly_equal_pairs
@@ -306,12 +305,9 @@ def test_other_vectors_and_roots_from_the_same_source(march, more, tmp_path):
         for slot, depth in enumerate(job.depths):
             alone = cpu.cntk_pass(x, None, replace(job, depths=(depth,)), library)
             assert torch.equal(alone[:, 0], found[:, slot])
-    ends = dict(train_first=True, train_last=True)
-    for found, truth in zip(
-        cpu.myrtle_pass(x, None, (2, 1, 1), ntk=True, library=library, **ends),
-        reference_pass(x, None, (2, 1, 1), **ends),
-        strict=True,
-    ):
+    job = Pass("myrtle", (5,), ("myrtle", "myrtle-nngp"), True, True)
+    truths = kernels.myrtle(x, variant=5, readouts=("ntk", "nngp"), backend="reference")
+    for found, truth in zip(cpu.myrtle_pass(x, None, job, library=library), truths, strict=True):
         own = truth.diagonal()
         assert error(found, truth, own, own) < BOUND
 

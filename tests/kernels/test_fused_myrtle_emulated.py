@@ -11,7 +11,7 @@ import torch
 from exact_ntk.kernels.backends import resolve_myrtle
 from exact_ntk.kernels.fused import LONG_SIDE, SHORT_SIDE, build, gpu_images, gpu_myrtle
 from exact_ntk.kernels.fused.layout import LANES, LARGE_TILE_ENTRIES, SHARED_BYTES, find_level_layouts
-from exact_ntk.kernels.myrtle import BLOCKS
+from exact_ntk.kernels.passes import BLOCKS, Pass
 from tests.kernels.emulated_gpu import emulator
 from tests.kernels.test_fused_cpu import degenerate, one_torch_thread
 from tests.kernels.test_fused_emulated import check_tables, fresh, needs_compiler, nvrtc
@@ -19,6 +19,7 @@ from tests.kernels.test_fused_myrtle import DIAGONAL, reference
 from tests.kernels.test_reference import error, images, nearly_equal_pairs
 
 __all__ = ["fresh", "nvrtc", "one_torch_thread"]
+PAIR = ("myrtle", "myrtle-nngp")
 # Measured with every float32 square root off by the most that a GPU's may be: at most 5.7e-7, of 4 x 4 images.
 BOUND = 2e-6
 # Bytes a thread, at 32 x 32, level by level; most from compute capability 10 on. Pooled tiles, which are meant to lie
@@ -28,8 +29,8 @@ MOST_SPILLED = {1: 88, 2: 72, 3: 60}
 
 def emulated(x, y=None, *, variant, ntk=True, train_first=True, train_last=True, **options):
     """`exact_ntk.kernels.myrtle` with readouts ntk and nngp, or nngp alone, by the emulated kernels."""
-    settings = dict(ntk=ntk, train_first=train_first, train_last=train_last, make_launcher=emulator)
-    found = gpu_myrtle.myrtle_pass(x, y, BLOCKS[variant], **settings, **options)
+    job = Pass("myrtle", (variant,), PAIR if ntk else PAIR[1:], train_first, train_last)
+    found = gpu_myrtle.myrtle_pass(x, y, job, **{"make_launcher": emulator, **options})
     return torch.stack([kernel for kernel in found if kernel is not None])
 
 
@@ -134,8 +135,7 @@ def test_a_launch_is_no_more_than_it_should_be(monkeypatch):
 
     whole = emulated(x, variant=7)
     monkeypatch.setattr(gpu_myrtle, "entry_layers_a_launch", lambda _: 3 * 10**4)
-    settings = dict(ntk=True, train_first=True, train_last=True, make_launcher=counted)
-    assert torch.equal(torch.stack(gpu_myrtle.myrtle_pass(x, None, BLOCKS[7], **settings)), whole)
+    assert torch.equal(emulated(x, variant=7, make_launcher=counted), whole)
     assert 0 < max(count for _, count in work) <= 3 * 10**4
     assert sum(count for name, count in work if name == gpu_myrtle.level_name(0)) == 15 * 2 * 64**2
     assert sum(name == "ntk_myrtle_exact" for name, _ in work) == 15

@@ -14,6 +14,7 @@ from exact_ntk.kernels.fused import gpu_launch, gpu_myrtle
 from exact_ntk.kernels.fused.layout import find_level_layouts
 from exact_ntk.kernels.fused.self_planes import self_deviations
 from exact_ntk.kernels.myrtle import BLOCKS, READOUTS
+from exact_ntk.kernels.passes import Pass
 from tests.kernels.test_fused_cpu import degenerate, digits
 from tests.kernels.test_fused_myrtle import DIAGONAL, SHAPES, reference
 from tests.kernels.test_reference import ENDS, error, images, nearly_equal_pairs
@@ -28,6 +29,12 @@ PAIR = ("ntk", "nngp")
 def fused(x, y=None, **options):
     """On the GPU, back on the host."""
     return myrtle(x, y, backend="fused", device=GPU, **options).cpu()
+
+
+def passed(x, y, variant, **splits):
+    """The NTK and the NNGP kernel of images on the GPU, there, without a wait."""
+    job = Pass("myrtle", (variant,), ("myrtle", "myrtle-nngp"), True, True)
+    return torch.stack(gpu_myrtle.myrtle_pass(x, y, job, **splits))
 
 
 def largest_error(x, y, truth=reference, **options) -> float:
@@ -112,13 +119,10 @@ def test_same_bits_from_run_to_run_and_for_any_tile_strip_batch_and_launch(shape
     for slot, name in enumerate(READOUTS):
         assert torch.equal(fused(x, y, variant=7, readouts=(name,))[0], every[slot]), name
     pair = 4 * sum(gpu_myrtle.pooled_floats(find_level_layouts(*shape[1:]), True))
-    settings = dict(ntk=True, train_first=True, train_last=True, strip_images=5)
     for name, small in [("POOLED_BYTES", 3 * pair), ("EXACT_BYTES", 1), ("entry_layers_a_launch", lambda _: 10**6)]:
         monkeypatch.setattr(gpu_myrtle, name, small)
-        assert torch.equal(
-            torch.stack(gpu_myrtle.myrtle_pass(x.to(GPU), y.to(GPU), BLOCKS[7], **settings)).cpu(), whole
-        )
-        assert torch.equal(torch.stack(gpu_myrtle.myrtle_pass(y.to(GPU), None, BLOCKS[7], **settings)).cpu(), square)
+        assert torch.equal(passed(x.to(GPU), y.to(GPU), 7, strip_images=5).cpu(), whole)
+        assert torch.equal(passed(y.to(GPU), None, 7, strip_images=5).cpu(), square)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
@@ -148,9 +152,7 @@ def test_blocks_over_several_batches_at_real_size_and_no_launch_of_seconds():
 
         return run
 
-    settings = dict(ntk=True, train_first=True, train_last=True)
-    whole = torch.stack(gpu_myrtle.myrtle_pass(x, None, BLOCKS[5], **settings))
-    rectangle = torch.stack(gpu_myrtle.myrtle_pass(x, x[:20], BLOCKS[5], make_launcher=timed, **settings))
+    whole, rectangle = passed(x, None, 5), passed(x, x[:20], 5, make_launcher=timed)
     assert torch.equal(whole.tril()[..., :20], rectangle.tril())
     assert len(seconds) > 8
     assert max(seconds) < 1
@@ -159,7 +161,6 @@ def test_blocks_over_several_batches_at_real_size_and_no_launch_of_seconds():
 def test_work_goes_to_the_current_stream():
     """Images written by a slow kernel of a stream of its own are read after it, and nothing waits for the device."""
     x = images(6, (3, 32, 32)).float()
-    settings = dict(ntk=True, train_first=True, train_last=True)
     expected = fused(x, variant=5, readouts=PAIR)
     stream = torch.cuda.Stream()
     source, late = x.pin_memory(), torch.zeros_like(x, device=GPU)
@@ -170,7 +171,7 @@ def test_work_goes_to_the_current_stream():
             late.zero_()
             torch.cuda._sleep(cycles)
             late.copy_(source, non_blocking=True)
-            found = torch.stack(gpu_myrtle.myrtle_pass(late, None, BLOCKS[5], **settings))
+            found = passed(late, None, 5)
             done = stream.record_event()
         assert not done.query()
     done.synchronize()

@@ -215,35 +215,28 @@ def _deviations(x: Tensor, blocks: Sequence[int]) -> Tensor:
 
 
 def myrtle_pass(
-    x1: Tensor,
-    x2: Tensor | None,
-    blocks: Sequence[int],
-    *,
-    ntk: bool,
-    train_first: bool,
-    train_last: bool,
-    diagonal: bool = False,
-    library: ctypes.CDLL | None = None,
+    x1: Tensor, x2: Tensor | None, job: Pass, diagonal: bool = False, library: ctypes.CDLL | None = None
 ) -> tuple[Tensor | None, Tensor]:
     """The NTK, None unless it is asked for, and the NNGP kernel of a Myrtle network: (n1, n2) each, or (n1).
 
-    float32 on the CPU with float64 sums; equal and nearly equal pairs in float64. blocks: convolutions in each of the
-    three, at least one. A pair's value depends on its two images alone. Stops for signals; raises MemoryError.
+    float32 on the CPU with float64 sums; equal and nearly equal pairs in float64. A pair's value depends on its two
+    images alone. Stops for signals; raises MemoryError.
     """
     library = library or _library()
     a = _as_planes(x1)
     b = a if x2 is None else _as_planes(x2)
-    d1 = _deviations(a, blocks)
-    d2 = d1 if x2 is None else _deviations(b, blocks)
+    d1 = _deviations(a, job.blocks)
+    d2 = d1 if x2 is None else _deviations(b, job.blocks)
     shape = (len(a),) if diagonal else (len(a), len(b))
-    kernels = [torch.empty(shape, dtype=torch.float64) if wanted else None for wanted in (ntk, True)]
+    kernels = [torch.empty(shape, dtype=torch.float64) if wanted else None for wanted in (job.ntk, True)]
     stop, again = ctypes.c_int(0), ctypes.c_long()
     arguments = (
         *(_floats(a), _doubles(d1), len(a), _floats(b), _doubles(d2), len(b)),
         *(SELF if diagonal else LOWER if x2 is None else ALL, *a.shape[1:]),
-        (ctypes.c_int * len(blocks))(*blocks),
+        (ctypes.c_int * len(job.blocks))(*job.blocks),
         *map(_doubles, kernels),
-        *(shape[-1], train_first, train_last, torch.get_num_threads(), ctypes.byref(stop), ctypes.byref(again)),
+        *(shape[-1], job.train_first, job.train_last, torch.get_num_threads()),
+        *(ctypes.byref(stop), ctypes.byref(again)),
     )
     what = f"the Myrtle kernel of {len(a)} x {len(b)} images"
     _run(library.ntk_myrtle, arguments, stop, again, (a, b, d1, d2, kernels), what)

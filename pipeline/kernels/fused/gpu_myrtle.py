@@ -24,6 +24,7 @@ from exact_ntk.kernels.fused.gpu_launch import (
 )
 from exact_ntk.kernels.fused.gpu_strips import STRIP_IMAGES, StripPair, strip_pairs
 from exact_ntk.kernels.fused.layout import LANES, Layout, find_level_layouts
+from exact_ntk.kernels.passes import Pass
 
 LEVELS = 3
 PARTS = 3  # as in gpu_myrtle.cu
@@ -41,7 +42,7 @@ def unavailable(device: torch.device, height: int, width: int) -> str | None:
     """Why the fused Myrtle kernels cannot run on `device`, or None: as `gpu.unavailable`."""
 
     def run(x: Tensor) -> None:
-        myrtle_pass(x, None, (1, 1, 1), ntk=True, train_first=True, train_last=True)
+        myrtle_pass(x, None, Pass("myrtle", (5,), ("myrtle",), True, True))
         torch.cuda.synchronize(x.device)
 
     return why_not_running(device, sources(find_level_layouts(height, width), True, True), run, height, width)
@@ -74,18 +75,20 @@ def level_name(level: int) -> str:
 class _Work:
     """What all pairs of a call share: how to launch each level's kernel and the float64 one, and what they work in.
 
-    pooled: what levels 2 and 3 start from, (pairs, floats); padding is 0 and stays so.  most: entry-layers of a launch.
+    work: entry-layers of a pair.  most: those of a launch.  pooled: what levels 2 and 3 start from, (pairs, floats);
+    padding is 0 and stays so.
     """
 
     levels: Sequence[Launch]
     exact: Launch
     layouts: Sequence[Layout]
     blocks: Sequence[int]
+    work: int
+    most: int
     pooled: Sequence[Tensor]
     partial: Tensor
     near: Tensor
     kept: Tensor
-    most: int
 
     def pairs(self, pair: StripPair) -> None:
         """Sums (2, n1, n2): of R and of K."""
@@ -130,11 +133,6 @@ class _Work:
                 *(again.data_ptr(), first, count, *pair.scales, self.kept.data_ptr(), *_out(pair)),
             )
 
-    @property
-    def work(self) -> int:
-        """Entry-layers of a pair."""
-        return sum(b * (layout.rows * layout.columns) ** 2 for b, layout in zip(self.blocks, self.layouts, strict=True))
-
 
 def _out(pair: StripPair) -> tuple[int, int, int]:
     """Pointer to sums (2, n1, n2), and strides, in doubles, of rows and of R and K."""
@@ -147,16 +145,10 @@ def pooled_floats(layouts: Sequence[Layout], ntk: bool) -> list[int]:
 
 
 def _prepare(
-    device: torch.device,
-    layouts: Sequence[Layout],
-    blocks: Sequence[int],
-    ntk: bool,
-    train_first: bool,
-    make_launcher: MakeLauncher,
-    most_pairs: int,
+    device: torch.device, layouts: Sequence[Layout], job: Pass, make_launcher: MakeLauncher, most_pairs: int
 ) -> _Work:
-    *levels, exact = (make_launcher(device, code) for code in sources(layouts, ntk, train_first))
-    floats, budget = pooled_floats(layouts, ntk), share_of_memory(device, POOLED_BYTES, MEMORY_SHARE)
+    *levels, exact = (make_launcher(device, code) for code in sources(layouts, job.ntk, job.train_first))
+    floats, budget = pooled_floats(layouts, job.ntk), share_of_memory(device, POOLED_BYTES, MEMORY_SHARE)
     pairs = max(1, min(most_pairs, budget // (4 * sum(floats))))
     small = [layout.rows * layout.columns for layout in layouts[1:]]
     doubles = 2 * sum(pixels**2 for pixels in small)
@@ -165,23 +157,20 @@ def _prepare(
         levels,
         exact,
         layouts,
-        blocks,
+        job.blocks,
+        job.entry_layers(1, layouts[0].rows, layouts[0].columns),
+        entry_layers_a_launch(device),
         [torch.zeros((pairs, count), device=device) for count in floats],
         torch.empty((pairs, layouts[-1].chunks, 2), dtype=torch.float64, device=device),
         torch.zeros(pairs, dtype=torch.int32, device=device),
         torch.empty((kept, doubles), dtype=torch.float64, device=device),
-        entry_layers_a_launch(device),
     )
 
 
 def myrtle_pass(
     x1: Tensor,
     x2: Tensor | None,
-    blocks: Sequence[int],
-    *,
-    ntk: bool,
-    train_first: bool,
-    train_last: bool,
+    job: Pass,
     diagonal: bool = False,
     make_launcher: MakeLauncher = launcher,
     strip_images: int = STRIP_IMAGES,
@@ -192,9 +181,9 @@ def myrtle_pass(
     CompileError.
     """
     layouts, n1, n2 = find_level_layouts(*x1.shape[2:]), len(x1), len(x1 if x2 is None else x2)
-    work = _prepare(x1.device, layouts, blocks, ntk, train_first, make_launcher, 1 if diagonal else n1 * n2)
+    work = _prepare(x1.device, layouts, job, make_launcher, 1 if diagonal else n1 * n2)
     sums = torch.zeros((2, n1) if diagonal else (2, n1, n2), dtype=torch.float64, device=x1.device)
-    for pair in strip_pairs(x1, x2, layouts, blocks, sums, diagonal, strip_images):
+    for pair in strip_pairs(x1, x2, layouts, job.blocks, sums, diagonal, strip_images):
         work.own(pair) if diagonal else work.pairs(pair)
     r, k = sums / (layouts[-1].rows * layouts[-1].columns) ** 2
-    return (r if train_last else r - k) if ntk else None, k
+    return (r if job.train_last else r - k) if job.ntk else None, k
