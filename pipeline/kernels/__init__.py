@@ -15,9 +15,9 @@ from exact_ntk.kernels.inputs import (
     Values,
     as_device,
     as_flag,
+    as_image_sets,
     as_integers,
     as_names,
-    as_tensor,
     require_range,
 )
 from exact_ntk.kernels.myrtle import myrtle, myrtle_pass
@@ -172,16 +172,11 @@ def cntk(
     """
     depths, readouts = as_integers(depths, "depths"), as_names(readouts, "readouts")
     first, last = as_flag(train_first, "train_first"), as_flag(train_last, "train_last")
-    x1 = as_tensor(x1, "x1", "n1, C, H, W", differentiable=True)
-    x2 = None if x2 is None else as_tensor(x2, "x2", "n2, C, H, W", differentiable=True)
+    x1, x2 = as_image_sets(x1, x2, diagonal, differentiable=True)
     target = as_device(device, x1)
     gradient = any(x is not None and x.requires_grad for x in (x1, x2))
     if gradient and out is not None:
         raise ValueError("out holds values alone: leave it out where a gradient is asked for, or pass detached images")
-    if as_flag(diagonal, "diagonal") and x2 is not None:
-        raise ValueError("diagonal=True pairs each image of x1 with itself: leave x2 out")
-    if x2 is not None and x1.shape[1:] != x2.shape[1:]:
-        raise ValueError(f"x1 and x2 must hold images of one shape, not {tuple(x1.shape)} and {tuple(x2.shape)}")
     dtype = torch.float32 if dtype is None else dtype
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}")

@@ -42,6 +42,23 @@ def as_tensor(x: Values, name: str, axes: str, differentiable: bool = False) -> 
     return x if asked else x.detach()
 
 
+def as_image_sets(
+    x1: Values, x2: Values | None, diagonal: bool = False, differentiable: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """x1 (n1, C, H, W) and x2 (n2, C, H, W), or None for x1 with itself: see `as_tensor`.
+
+    Raises ValueError too where they differ in shape, and where x2 is given though `diagonal` pairs each image of x1
+    with itself.
+    """
+    x1 = as_tensor(x1, "x1", "n1, C, H, W", differentiable)
+    x2 = None if x2 is None else as_tensor(x2, "x2", "n2, C, H, W", differentiable)
+    if as_flag(diagonal, "diagonal") and x2 is not None:
+        raise ValueError("diagonal=True pairs each image of x1 with itself: leave x2 out")
+    if x2 is not None and x1.shape[1:] != x2.shape[1:]:
+        raise ValueError(f"x1 and x2 must hold images of one shape, not {tuple(x1.shape)} and {tuple(x2.shape)}")
+    return x1, x2
+
+
 def _from_array(x: Values, name: str, axes: str) -> Tensor:
     try:
         array = np.asarray(x)

@@ -18,7 +18,7 @@ from exact_ntk.kernels.arccos import relu_duals, snap_to_unit
 from exact_ntk.kernels.backends import require_memory, resolve_myrtle
 from exact_ntk.kernels.fused import cpu as fused_cpu
 from exact_ntk.kernels.fused import gpu_myrtle as fused_gpu_myrtle
-from exact_ntk.kernels.inputs import Values, as_device, as_flag, as_names, as_tensor, require_range
+from exact_ntk.kernels.inputs import Values, as_device, as_flag, as_image_sets, as_names, require_range
 from exact_ntk.kernels.passes import Pass
 from exact_ntk.kernels.reference import (
     PIXEL_PAIRS,
@@ -188,12 +188,7 @@ def myrtle(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
     first, last = as_flag(train_first, "train_first"), as_flag(train_last, "train_last")
-    x1 = as_tensor(x1, "x1", "n1, C, H, W")
-    x2 = None if x2 is None else as_tensor(x2, "x2", "n2, C, H, W")
-    if as_flag(diagonal, "diagonal") and x2 is not None:
-        raise ValueError("diagonal=True pairs each image of x1 with itself: leave x2 out")
-    if x2 is not None and x1.shape[1:] != x2.shape[1:]:
-        raise ValueError(f"x1 and x2 must hold images of one shape, not {tuple(x1.shape)} and {tuple(x2.shape)}")
+    x1, x2 = as_image_sets(x1, x2, diagonal)
     height, width = x1.shape[2:]
     if height % DIVISOR or width % DIVISOR:
         raise ValueError(f"Myrtle networks pool twice: sides must be divisible by {DIVISOR}, not {height} x {width}")

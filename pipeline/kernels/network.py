@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from exact_ntk.device import available_memory
 from exact_ntk.kernels.duals import Activation
-from exact_ntk.kernels.inputs import Values, as_tensor
+from exact_ntk.kernels.inputs import Values, as_image_sets
 from exact_ntk.kernels.passes import PADDINGS, Padding
 
 BYTES_AT_ONCE, TENSORS_ALIVE = 64 << 20, 10
@@ -195,11 +195,9 @@ def network_kernels(x1: Values, x2: Values | None = None, *, layers: Sequence[La
     convolution: S = beta^2 + (1 / q^2) sum_a K[p + a, p' + a], and T the same sum over T, plus S where it is trained.
     Raises ValueError for malformed images and for layers that make no network, MemoryError where not one pair fits.
     """
-    x1 = as_tensor(x1, "x1", "n1, C, H, W").double()
-    x2 = None if x2 is None else as_tensor(x2, "x2", "n2, C, H, W").to(x1)
-    other = x1 if x2 is None else x2
-    if x1.shape[1:] != other.shape[1:]:
-        raise ValueError(f"x1 and x2 must hold images of one shape, not {tuple(x1.shape)} and {tuple(other.shape)}")
+    x1, x2 = as_image_sets(x1, x2)
+    x1 = x1.double()
+    other = x1 if x2 is None else x2.to(x1)
     height, width = x1.shape[2:]
     require_network(layers, height, width)
     bytes_a_pair = TENSORS_ALIVE * 8 * (height * width) ** 2
