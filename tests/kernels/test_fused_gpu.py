@@ -20,6 +20,8 @@ pytestmark = pytest.mark.gpu
 # As over the emulated warp, whose square roots are as far off as a GPU's may be.
 BOUND = 2e-6
 GPU = torch.device("cuda")
+SANITIZERS = ["memcheck", "racecheck", "synccheck"]
+needs_sanitizer = pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="needs compute-sanitizer")
 
 
 def fused(x, y=None, **options):
@@ -216,6 +218,14 @@ def test_a_second_gpu():
     torch.testing.assert_close(first.cpu(), second.cpu(), rtol=4e-6, atol=0)
 
 
+def check_with_sanitizer(tool: str, script: str) -> None:
+    # Calls of the driver that fail, torch's and cuda.core's questions of what it can do, are theirs to deal with.
+    quiet = ["--report-api-errors", "no"] if tool == "memcheck" else []
+    command = ["compute-sanitizer", "--tool", tool, *quiet, "--error-exitcode", "9"]
+    done = subprocess.run([*command, sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[:4000] + done.stderr[-2000:]
+
+
 SMALL = """
 import torch
 from exact_ntk.kernels import READOUTS, cntk
@@ -225,13 +235,8 @@ assert cntk(x, depths=(3, 6), readouts=READOUTS, backend="fused").isfinite().all
 """
 
 
-@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="needs compute-sanitizer")
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+@needs_sanitizer
+@pytest.mark.parametrize("tool", SANITIZERS)
 @pytest.mark.parametrize("size", [(8, 8), (5, 7), (32, 32)])
 def test_the_sanitizer_finds_nothing(tool: str, size: tuple[int, int]):
-    script = SMALL.format(height=size[0], width=size[1])
-    # Calls of the driver that fail, torch's and cuda.core's questions of what it can do, are theirs to deal with.
-    quiet = ["--report-api-errors", "no"] if tool == "memcheck" else []
-    command = ["compute-sanitizer", "--tool", tool, *quiet, "--error-exitcode", "9"]
-    done = subprocess.run([*command, sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[:4000] + done.stderr[-2000:]
+    check_with_sanitizer(tool, SMALL.format(height=size[0], width=size[1]))

@@ -1,8 +1,5 @@
 """The fused Myrtle kernels on a GPU: `pytest -m gpu`. What needs no GPU is in test_fused_myrtle_emulated.py."""
 
-import shutil
-import subprocess
-import sys
 import time
 
 import pytest
@@ -16,6 +13,7 @@ from exact_ntk.kernels.fused.self_planes import self_deviations
 from exact_ntk.kernels.myrtle import BLOCKS, READOUTS
 from exact_ntk.kernels.passes import Pass
 from tests.kernels.test_fused_cpu import degenerate, digits
+from tests.kernels.test_fused_gpu import SANITIZERS, check_with_sanitizer, needs_sanitizer
 from tests.kernels.test_fused_myrtle import DIAGONAL, SHAPES, reference
 from tests.kernels.test_reference import ENDS, error, images, nearly_equal_pairs
 
@@ -187,13 +185,8 @@ assert myrtle(x, variant=7, backend="fused").isfinite().all()
 """
 
 
-@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="needs compute-sanitizer")
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+@needs_sanitizer
+@pytest.mark.parametrize("tool", SANITIZERS)
 @pytest.mark.parametrize("size", [(8, 8), (12, 20), (32, 32)])
 def test_the_sanitizer_finds_nothing(tool: str, size: tuple[int, int]):
-    script = SMALL.format(height=size[0], width=size[1])
-    # Calls of the driver that fail, torch's and cuda.core's questions of what it can do, are theirs to deal with.
-    quiet = ["--report-api-errors", "no"] if tool == "memcheck" else []
-    command = ["compute-sanitizer", "--tool", tool, *quiet, "--error-exitcode", "9"]
-    done = subprocess.run([*command, sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[:4000] + done.stderr[-2000:]
+    check_with_sanitizer(tool, SMALL.format(height=size[0], width=size[1]))
