@@ -38,12 +38,45 @@ SPLIT_SEED = 0
 
 
 class KernelMachine(BaseEstimator):
-    """Kernel regression on images with the kernels of infinitely wide CNNs; see CNTKClassifier and CNTKRegressor."""
+    """Kernel regression with the kernels of infinitely wide CNNs: what both estimators take and keep.
+
+    Parameters:
+        depth: L: L - 1 convolutions and the readout. At least 2; 3 where both end layers are fixed, as for gap.
+        readout: "gap" (global average pooling), "vanilla" (fully connected over all pixels) or "lap-4", ... (fully
+            connected over local averages of 9 x 9 pixels, ...).
+        kernel: "ntk", of the trained net, or "nngp", of the net at initialisation.
+        ridge: K + ridge mean(diag K) I is solved (0 in the paper); "loo" takes, out of powers of ten from 1e-8 to 100,
+            the one of least squared leave-one-out error.
+        early_stopping: None, or the share of images to hold out: gradient flow on the others is stopped where it does
+            best on these.
+        train_first, train_last: whether an end layer is trained; None is both, for gap neither.
+        kappa: the nets' outputs are multiplied by it; their spread over initialisations is proportional to it.
+        preprocess: "standard" (each channel minus its mean, by its deviation) or "none". uint8 counts in units of 255.
+        image_shape: (H, W) or (H, W, C) of rows; without it a row of d numbers is one pixel of d channels.
+        layout: "nhwc" or "nchw"; None is nhwc, and a shape that leaves doubt is refused.
+        device: "cpu", "cuda", "cuda:1", ...; None is the first GPU where there is one.
+        memory: how much a fit may take, such as "8GB"; None is 80 % of the device's.
+
+    X is images N x H x W (x C), or rows N x d, as arrays or tensors. Fitted: X_fit_ (n, C, H, W) normalised images,
+    dual_coef_ (n, outputs), ridge_, stopping_time_ (None: to the end), mean_ and scale_ (C,), image_shape_ (H, W, C),
+    prior_variance_ (outputs,): by which the NNGP kernel is multiplied.
+
+    How sure a prediction is: of kernel "nngp" by the posterior of the Gaussian process whose noise is the ridge and
+    whose scale maximises the marginal likelihood; of others by the variance over initialisations of the trained nets
+    (Lee et al. 2019). The first such prediction after a fit takes as long as the fit; noise of targets is not in it.
+
+    Raises ValueError for what cannot be meant, MemoryError for what does not fit.
+    """
 
     # Fitted attributes that are arrays, and those that are plain values.
     _arrays: ClassVar[tuple[str, ...]] = ("X_fit_", "dual_coef_", "prior_variance_", "mean_", "scale_")
     _values: ClassVar[tuple[str, ...]] = ("n_features_in_", "image_shape_", "pixels_", "ridge_", "stopping_time_")
     _kept: "Kept"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Of an estimator `help` says all of it; the pages say what both share once.
+        cls.__doc__ = f"{cls.__doc__}\n{(KernelMachine.__doc__ or '').partition(chr(10))[2]}"
 
     def __init__(
         self,
