@@ -11,7 +11,7 @@ import typer
 
 app = typer.Typer(
     name="ntk",
-    help="Exact kernels of infinitely wide convolutional networks, and the accuracy table they give.\n\n"
+    help="Exact kernels of infinitely wide convolutional networks (Arora et al. 2019), and their accuracy table.\n\n"
     "Every stage reads what the one before it left on disk and skips what is done, so any command can be killed and "
     "run again. Start with `ntk run`: the bundled digits table, offline, in minutes.",
     no_args_is_help=True,
@@ -63,7 +63,7 @@ def _expanded(path: Path) -> Path:
 ConfigName = Annotated[
     str,
     typer.Argument(
-        metavar="[CONFIG]",
+        metavar="CONFIG",
         help="A bundled config (digits, digits-width, digits-beyond, cifar10, cifar10-2k, cifar10-beyond) or the path "
         "of a YAML file.",
         autocompletion=_complete_config,
@@ -175,7 +175,7 @@ def compute_gram(
         typer.Option(metavar="K/N", help="Compute the K-th of N shares of the tiles: one a host."),
     ] = "1/1",
     repair: Annotated[bool, typer.Option("--repair", help="First set aside tiles whose checksum fails.")] = False,
-    every: Annotated[bool, typer.Option("--all", help="Also what only draws already solved read.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Also the tiles that only draws already solved need.")] = False,
     cluster: Cluster = None,
     worker_cores: WorkerCores = CORES,
     quiet: Quiet = False,
@@ -257,7 +257,7 @@ Depth = Annotated[int, typer.Option(help="One of the column's depths.")]
 
 @app.command()
 def predict(
-    config: Annotated[str, typer.Argument(help="A bundled config or the path of a YAML file.")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A bundled config or the path of a YAML file.")],
     images: Annotated[
         Path, typer.Argument(metavar="IMAGES.npz", help="An npz file with the array x or images.", callback=_expanded)
     ],
@@ -277,7 +277,7 @@ def predict(
 
 @app.command()
 def export(
-    config: Annotated[str, typer.Argument(help="A bundled config or the path of a YAML file.")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A bundled config or the path of a YAML file.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the .npy files go.", callback=_expanded)],
     column: Column,
     depth: Depth,
@@ -298,8 +298,10 @@ def export(
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="A results folder, such as results/digits.", callback=_expanded)],
-    second: Annotated[Path, typer.Argument(help="Another.", callback=_expanded)],
+    first: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A results folder, such as results/digits.", callback=_expanded)
+    ],
+    second: Annotated[Path, typer.Argument(metavar="DIR", help="Another.", callback=_expanded)],
 ) -> None:
     """Two tables side by side: cells of one column and depth, their difference and its error, differing config fields.
 
@@ -353,9 +355,9 @@ def verify(
     results: Results = RESULTS,
     device: Device = "auto",
 ) -> None:
-    """Measure the paper's theorems: NTKs at initialisation, in training, and trained nets beside kernel regression.
+    """Measure theorems 3.1 and 3.2: NTKs at initialisation, in training, and trained nets beside kernel regression.
 
-    Writes a summary with every claim, its measured figure, criterion and verdict, and figures, to theory/ (with
+    Writes a summary with every claim, its measured value, criterion and verdict, and figures, to theory/ (with
     --quick: theory-quick/) under the results. Exits with status 1 unless every claim holds.
     """
     _stages()
