@@ -2,7 +2,8 @@
 
     python examples/own_images.py LABELLED NEW [--size 32]
 
-LABELLED holds a folder a class (LABELLED/cat/1.jpg), NEW images alone.
+LABELLED holds a folder a class (LABELLED/cat/1.jpg), NEW images alone. Prints CSV, a line an image: file, label and its
+probability, by the spread of trained nets (docs/your-images.md).
 """
 
 import argparse

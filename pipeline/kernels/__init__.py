@@ -138,6 +138,8 @@ def cntk(
 ) -> Tensor:
     """The exact kernels of infinitely wide ReLU CNNs with 3 x 3 filters (Arora et al. 2019, section 4).
 
+    Stride 1, no bias, c_sigma = 2. The scale is the paper's: channels of the images are summed, not averaged.
+
     Arguments:
         x1: normalised images (n1, C, H, W), as a tensor, a NumPy array or nested lists.
         x2: normalised images (n2, C, H, W), or None for x1 with itself: symmetric, with an exact diagonal.
