@@ -179,7 +179,7 @@ class Gram(_Model):
 
 
 class Train(_Model):
-    """Training sets: `draws` disjoint blocks of `n` images."""
+    """Training sets: `draws` blocks of `n` images, disjoint as far as the images go round."""
 
     n: Count = "all"
     draws: int = Field(1, ge=1)
