@@ -188,7 +188,7 @@ class DamagedTile(StoreError):
 
 
 class GramStore:
-    """One open store, see `make` and `open`; or, made by itself, one that is not there and has no finished tile."""
+    """An open store (see `make` and `open`); one that is constructed alone is not on disk and has no finished tile."""
 
     def __init__(self, path: Path, fields: dict[str, Any], shape: Shape):
         self.path = path

@@ -163,10 +163,11 @@ def cntk(
     Returns (len(readouts), len(depths), n1, n2), or with `diagonal` (len(readouts), len(depths), n1), in float64, on
     `device`, readouts and depths in the order given.
 
-    Images that require a gradient have it, once, from the reference kernels, in the arithmetic of dtype and the memory
-    of a few pairs (see `gradients`). The NTK has a cusp where two patches are parallel, as in equal images: the
-    derivative of kappa_0 counts as 0 there, which on the diagonal of `cntk(x)` is exact, and for equal images given as
-    x1 and x2 half of that. Every kernel has one where a patch is black: what its norm contributes counts as 0.
+    Images that require a gradient have it, first derivatives alone, from the reference kernels, in the arithmetic of
+    dtype and the memory of a few pairs (see `gradients`). The NTK has a cusp where two patches are parallel, as in
+    equal images: the derivative of kappa_0 counts as 0 there, which on the diagonal of `cntk(x)` is exact, and for
+    equal images given as x1 and x2 half of that. Every kernel has one where a patch is black: what its norm contributes
+    counts as 0.
 
     Raises ValueError for malformed images, for depths below 2, unknown names and devices, where nothing would be
     trained, for gradients of backend "fused" or in forward mode, and for an `out` that does not fit; MemoryError where
