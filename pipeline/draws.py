@@ -185,9 +185,11 @@ def copies_tested(images: OrderedImages, found: Draw) -> int:
 
 
 def _tested(images: OrderedImages, column: KernelColumn | CnnColumn, name: str, train: np.ndarray) -> np.ndarray:
-    undrawn = np.setdiff1d(np.arange(images.n_train), train)
-    test = np.arange(images.n_train, images.n_train + images.n_test)
-    sources = {"test": [test], "undrawn": [undrawn], "both": [undrawn, test]}[column.test.source]
+    sources = []
+    if column.test.source != "test":
+        sources.append(np.setdiff1d(np.arange(images.n_train), train))
+    if column.test.source != "undrawn":
+        sources.append(np.arange(images.n_train, images.n_train + images.n_test))
     # Merging prefixes in proportion keeps each source's own order, so few tiles serve a small n.
     place = np.concatenate([(np.arange(len(s)) + 0.5) / max(1, len(s)) for s in sources])
     merged = np.concatenate(sources)[np.argsort(place, kind="stable")]

@@ -33,11 +33,9 @@ class Shape:
 
     def covering(self, rows: np.ndarray, columns: np.ndarray) -> set[Tile]:
         """The tiles that hold K[rows, columns], above the diagonal replaced by their mirror images."""
-        return {
-            (int(max(i, j)), int(min(i, j)))
-            for i in np.unique(rows // self.side)
-            for j in np.unique(columns // self.side)
-        }
+        down, across = np.unique(rows // self.side), np.unique(columns // self.side)
+        i, j = np.maximum.outer(down, across), np.minimum.outer(down, across)
+        return set(zip(i.ravel().tolist(), j.ravel().tolist(), strict=True))
 
     def on_diagonal(self, rows: np.ndarray) -> set[Tile]:
         """The tiles that hold K(x, x) of the images at positions `rows`."""

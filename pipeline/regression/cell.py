@@ -83,14 +83,17 @@ class KernelCell:
 
     def fields(self, k: int, source: Source) -> dict[str, Any]:
         """Exactly what draw k's result depends on, with kernel values of one source; never the column's name."""
-        d, column = self.draws[k], self.column
+        gram = source.fields if self.column.model == "cntk" else source.values
+        return {"gram": gram, **self._beside_the_kernel, **self._positions[k]}
+
+    @cached_property
+    def _beside_the_kernel(self) -> dict[str, Any]:
+        """What every draw's result depends on beside kernel values and positions."""
+        column = self.column
         early = {"early_stopping": column.early_stopping.model_dump()} if column.early_stopping else {}
         return {
-            "gram": source.fields if column.model == "cntk" else source.values,
             "kernel": column.kernel,
             "depth": self.depth,
-            "train": digest(d.train),
-            "test": digest(d.test),
             "labels": digest(self.images.y),
             "ridge": _identity(column.ridge),
             "on_indefinite": column.on_indefinite,
@@ -98,6 +101,11 @@ class KernelCell:
             **early,
             **{key: value for key in ("flips", "unit_diagonal") if (value := getattr(column, key))},
         }
+
+    @cached_property
+    def _positions(self) -> list[dict[str, Any]]:
+        """What each draw's result depends on of its own."""
+        return [{"train": digest(d.train), "test": digest(d.test)} for d in self.draws]
 
     def path(self, k: int, source: Source) -> Path:
         """Where draw k's record lies; its arrays are beside it as npz."""
