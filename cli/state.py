@@ -53,7 +53,7 @@ def stores(table: Table, run: Path, verify: bool) -> list[Store]:
     """Those that draws still to solve read; verify: those of solved draws too, and every finished tile is read."""
     table.shelf.read_only = True
     found = []
-    for state in table.shelf.states(table.requests(every=verify)):
+    for state in table.shelf.look().states(table.requests(every=verify)):
         bad = state.store.damaged(state.finished) if verify and state.store else []
         pace = time_left(run, state.store.path.name, state.left) if state.store and state.left else None
         found.append(Store(tuple(state.columns), bool(state.store), state.needed, state.done, tuple(bad), pace))

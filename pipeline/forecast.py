@@ -10,8 +10,8 @@ import torch
 from exact_ntk.config import RidgeChoice
 from exact_ntk.errors import NtkError
 from exact_ntk.gram.fill import Filler
-from exact_ntk.gram.plan import Fill, Request, Share, shares
-from exact_ntk.gram.store import free_space
+from exact_ntk.gram.plan import Request, Share, shares
+from exact_ntk.gram.store import GramStore, free_space
 from exact_ntk.grids import Grid
 from exact_ntk.memory import gigabytes, installed_memory
 from exact_ntk.networks import lr
@@ -137,24 +137,25 @@ def forecast(table: Table, filler: Callable[[], Filler], memory: int) -> Forecas
         requests = [w.request for w in wanted]
         fills = computing.plan(requests)
         missing = shares(fills, requests)
+        serving = {id(request): fill.store for fill in fills for request in fill.requests}
         for column in missing:
-            parts += [_gram(computing, column, share, requests) for share in missing[column]]
-            parts += _solves(column, [w for w in wanted if w.cell.name == column], fills, memory, table.device)
+            parts += [_gram(computing, column, share) for share in missing[column]]
+            mine = [(w, serving[id(w.request)]) for w in wanted if w.cell.name == column]
+            parts += _solves(column, mine, memory, table.device)
     for column in dict.fromkeys(cell.name for cell in table.network_cells):
         parts += _networks([cell for cell in table.network_cells if cell.name == column], table.device)
     return Forecast(tuple(parts))
 
 
-def _gram(filler: Filler, column: str, share: Share, requests: Sequence[Request]) -> Part:
-    store, rate = share.fill.store, filler.rate(share.fill.source, requests)
-    seconds = filler.seconds(share, requests)
+def _gram(filler: Filler, column: str, share: Share) -> Part:
+    store, seconds = share.fill.store, filler.seconds(share)
     begun = store.path.exists()  # then it is gone on with, in what it is stored in
     return Part(
         column=column,
         words=(
             f"{share.pairs:,} pairs, {filler.entry_layers(share):.2e} entry-layers, about {duration(seconds)} at "
-            f"{rate:.3g} pairs/s; {len(share.tiles):,} tiles, {share.files:,} files, {gigabytes(share.bytes)} in "
-            f"{store.path.name}"
+            f"{share.fill.pace:.3g} pairs/s; {len(share.tiles):,} tiles, {share.files:,} files, "
+            f"{gigabytes(share.bytes)} in {store.path.name}"
         ),
         seconds=seconds,
         files=share.files,
@@ -164,13 +165,14 @@ def _gram(filler: Filler, column: str, share: Share, requests: Sequence[Request]
 
 
 def _solves(
-    column: str, wanted: Sequence[Wanted], fills: Sequence[Fill], memory: int, device: torch.device
+    column: str, wanted: Sequence[tuple[Wanted, GramStore]], memory: int, device: torch.device
 ) -> Iterator[Part]:
-    """The solves, and how ridges are chosen: every draw of a column has the same number of images."""
+    """The solves, and how ridges are chosen: every draw of a column has the same number of images.
+
+    wanted: each with the store that serves it.
+    """
     # The store with the largest tiles, which take the most memory to read.
-    asked = {id(w.request): w for w in wanted}
-    serving = [(fill.store, asked[id(r)]) for fill in fills for r in fill.requests if id(r) in asked]
-    store, (cell, k, _) = max(serving, key=lambda found: found[0].shape.side)
+    (cell, k, _), store = max(wanted, key=lambda found: found[1].shape.side)
     train = cell.places[k].train
     systems = f"solve {len(wanted)} system{'s' * (len(wanted) > 1)} of "
     k_train, choice = cell.matrix(store, train, train), cell.column.ridge

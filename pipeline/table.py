@@ -11,7 +11,7 @@ from exact_ntk.config import CnnColumn, Config, KernelColumn, Zca
 from exact_ntk.draws import Draw, draw
 from exact_ntk.errors import ConfigError
 from exact_ntk.files import digest
-from exact_ntk.gram.plan import Request, Shelf, sources_of
+from exact_ntk.gram.plan import Request, Shelf, Source, sources_of
 from exact_ntk.images import OrderedImages
 from exact_ntk.kernel_names import FAMILIES, family_of, trained_by_default
 from exact_ntk.networks.cell import NetworkCell
@@ -168,8 +168,15 @@ class Table:
     def _place(self, column: KernelColumn, images: OrderedImages, train: np.ndarray, test: np.ndarray) -> Place:
         rides_with = self._ends[family_of(column.readout)]
         ends = (column.trains_first, column.trains_last) if column.model == "cntk" else rides_with
-        known = sources_of(column.kernel, ends, self.config.gram, images)
-        return Place(images, train, test, known, lambda: self._backends_if_any.get(column.readout))
+        key = column.kernel, ends, images
+        if key not in self._sources:
+            self._sources[key] = sources_of(column.kernel, ends, self.config.gram, images)
+        return Place(images, train, test, self._sources[key], lambda: self._backends_if_any.get(column.readout))
+
+    @cached_property
+    def _sources(self) -> dict[tuple[str, tuple[bool, bool], OrderedImages], tuple[Source, ...]]:
+        """Those of a kernel and its trained ends: columns that read the same stores share them, and their names."""
+        return {}
 
     @cached_property
     def _ends(self) -> dict[str, tuple[bool, bool]]:

@@ -16,7 +16,6 @@ import torch
 from tqdm import tqdm
 
 from exact_ntk.errors import NtkError, StoreError
-from exact_ntk.files import fingerprint
 from exact_ntk.gram import store
 from exact_ntk.gram.compute import DTYPES, TileComputer, passes_of
 from exact_ntk.gram.plan import (
@@ -30,7 +29,7 @@ from exact_ntk.gram.plan import (
     shard_of,
 )
 from exact_ntk.gram.spread import MeasureRate, SpreadFilling, TileBatch
-from exact_ntk.gram.store import TileLock, check_space, other_formats
+from exact_ntk.gram.store import GramStore, TileLock, check_space, other_formats
 from exact_ntk.gram.tiles import SELF, Array, Tile, array_name, is_self_kernel
 from exact_ntk.kernels import require_memory
 from exact_ntk.progress import duration, progress
@@ -81,23 +80,22 @@ class Filler:
             requests = [*requests, *(r for r in self._discard_damaged(repair) if id(r) not in known)]
         wanted = list(requests if first is None else first)
         self.shelf.folder.mkdir(parents=True, exist_ok=True)
-        fills = plan_fills(requests, self.shelf, lambda source: self.rate(source, requests), self.side)
+        fills = plan_fills(requests, self.shelf, self.rate, self.side)
         mine = [self._share(fill, wanted, shard) for fill in fills]
         check_space(self.shelf.folder, sum(share.bytes for share in mine), sum(share.files for share in mine))
         for share in mine:
-            self._say(share, requests)
+            self._say(share)
             if share.tiles:
                 for array in share.fill.needed:
                     share.fill.store.add(array)
-                self._run(share, requests)
+                self._run(share)
         return sum(share.fill.files - share.files for share in mine if first is None)
 
-    def _run(self, share: Share, requests: Sequence[Request]) -> None:
+    def _run(self, share: Share) -> None:
         total, title = share.pairs, f"Gram {'/'.join(share.fill.columns)}"
         with progress(title, total, "pair") as bar:
             if self.crew:
-                rate = self.rate(share.fill.source, requests)
-                self.crew.work(SpreadFilling(share.fill, share.tiles, rate, len(self.crew), bar))
+                self.crew.work(SpreadFilling(share.fill, share.tiles, len(self.crew), bar))
             else:
                 _Filling(share.fill, share.tiles, self._computer(share.fill.source), self.shelf, bar).run()
 
@@ -110,7 +108,7 @@ class Filler:
     def plan(self, requests: Sequence[Request]) -> list[Fill]:
         """What `fill` would do. Makes nothing: a store that is not there yet can only be asked for its place."""
         shelf = Shelf(self.shelf.folder, read_only=True)
-        return plan_fills(requests, shelf, lambda source: self.rate(source, requests), self.side)
+        return plan_fills(requests, shelf, self.rate, self.side)
 
     def entry_layers(self, share: Share) -> int:
         """The work in a share's pairs."""
@@ -124,32 +122,32 @@ class Filler:
 
     def _share(self, fill: Fill, wanted: Sequence[Request], shard: tuple[int, int]) -> Share:
         asked = {id(request) for request in wanted}
-        reads = set().union(*(r.tiles(fill.store.shape) for r in fill.requests if id(r) in asked), set())
+        mine = [r for r in fill.requests if id(r) in asked] if fill.work else []
+        reads = set().union(*(r.tiles(fill.store.shape) for r in mine))
         return Share(fill, [tile for tile in fill.work if tile in reads and shard_of(tile, shard[1]) == shard[0]])
 
     def _computer(self, source: Source) -> TileComputer:
-        name = fingerprint(source.fields)
-        if name not in self._computers:
+        if source.name not in self._computers:
             # A draw's own images are done with when its store is.
             self._computers = {k: c for k, c in self._computers.items() if not c.source.images.of_a_draw}
-            self._computers[name] = TileComputer(source, self.device)
-        return self._computers[name]
+            self._computers[source.name] = TileComputer(source, self.device)
+        return self._computers[source.name]
 
     def rate(self, source: Source, requests: Sequence[Request]) -> float:
-        """Pairs/s of a source on one device, over every array that it may hold for some request."""
-        asked = {array for r in requests if source in r.sources for array in r.arrays}
+        """Pairs/s of a source on one device, over every array that the requests read."""
+        asked = {array for r in requests for array in r.arrays}
         arrays = sorted(array for array in asked if not is_self_kernel(array))
         ends = source.train_first, source.train_last
         key = (source.family, *ends, source.backend, source.dtype, source.images.shape, *arrays)
         if key not in self._rates:
-            columns = tuple(dict.fromkeys(r.column for r in requests if source in r.sources))
-            question = MeasureRate(fingerprint(source.fields), tuple(arrays), columns)
+            columns = tuple(dict.fromkeys(r.column for r in requests))
+            question = MeasureRate(source.name, tuple(arrays), columns)
             self._rates[key] = self.crew.ask(question) if self.crew else self.measure(source, arrays, columns)
         return self._rates[key]
 
-    def seconds(self, share: Share, requests: Sequence[Request]) -> float:
+    def seconds(self, share: Share) -> float:
         """How long a share takes, all workers together."""
-        return share.seconds(self.rate(share.fill.source, requests)) / (len(self.crew) if self.crew else 1)
+        return share.seconds / (len(self.crew) if self.crew else 1)
 
     def measure(self, source: Source, arrays: Sequence[Array], columns: Sequence[str]) -> float:
         """Pairs/s of one source here. Raises NtkError, naming the columns, where not even a pair fits in memory."""
@@ -165,21 +163,26 @@ class Filler:
 
     def _discard_damaged(self, requests: Sequence[Request]) -> list[Request]:
         """Set damaged tiles aside, in every store that may serve the requests; returns the requests that read them."""
-        found = []
-        for gram in {s.path: s for r in requests for source in r.sources for s in self.shelf.stores(source)}.values():
+        look, found = self.shelf.look(), []
+        served: dict[Path, tuple[GramStore, list[Request]]] = {}
+        for request in requests:
+            for gram in (gram for source in request.sources for gram in look.stores(source)):
+                served.setdefault(gram.path, (gram, []))[1].append(request)
+        for gram, readers in served.values():
             there: dict[Array, set[Tile]] = {}
-            for request in requests:
+            for request in readers:
+                missing = look.missing(request, gram)
                 for array, tiles in request.reads(gram.shape).items():
-                    there.setdefault(array, set()).update(tiles & gram.finished(array))
+                    there.setdefault(array, set()).update(tiles - missing[array])
             bad = [(array, tile) for array, tile in gram.damaged(there) if gram.discard(array, tile)]
             for array, tile in bad:
                 log.warning(
                     f"{gram.path.name}: tile {tile} of {array_name(array)} is damaged: set aside, to be computed anew"
                 )
-            found += [r for r in requests if any(t in r.reads(gram.shape).get(a, ()) for a, t in bad)]
+            found += [r for r in readers if any(t in r.reads(gram.shape).get(a, ()) for a, t in bad)]
         return found
 
-    def _say(self, mine: Share, requests: Sequence[Request]) -> None:
+    def _say(self, mine: Share) -> None:
         """One line a store, and once which other stores there are."""
         fill = mine.fill
         shape, source = fill.store.shape, fill.source
@@ -189,9 +192,8 @@ class Filler:
             f"{shape.side} x {shape.side} images stored in {shape.stored}, {len(tiles) - len(fill.work)} done"
         )
         if mine.tiles:
-            rate, seconds = self.rate(source, requests), self.seconds(mine, requests)
-            line += f"; {mine.pairs:,} pairs and {mine.files:,} files left, about {duration(seconds)} at "
-            line += f"{rate:.3g} pairs/s" + (f" on each of {len(self.crew)} workers" if self.crew else "")
+            line += f"; {mine.pairs:,} pairs and {mine.files:,} files left, about {duration(self.seconds(mine))} at "
+            line += f"{fill.pace:.3g} pairs/s" + (f" on each of {len(self.crew)} workers" if self.crew else "")
         self._once(line)
         if mine.tiles and not any(fill.store.finished(array) for array in fill.needed):
             self._say_where_else(fill)

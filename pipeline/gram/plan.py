@@ -1,8 +1,10 @@
 """Which kernel values are asked for, which stores may hold them, and which tiles are still to compute."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -99,6 +101,11 @@ class Source:
         """What names a store of it."""
         return {**self.values, "train_first": self.train_first, "train_last": self.train_last}
 
+    @cached_property
+    def name(self) -> str:
+        """The fingerprint of its fields."""
+        return fingerprint(self.fields)
+
 
 def sources_of(kernel: str, ends: tuple[bool, bool], gram: Gram, images: Images) -> tuple[Source, ...]:
     """Every source that can serve a kernel readout, those of other machines' backends too, as `gram.backend` admits.
@@ -160,10 +167,6 @@ class Request:
         """The tiles that are read of some array."""
         return set().union(*self.reads(shape).values())
 
-    def missing(self, store: GramStore) -> dict[Array, set[Tile]]:
-        """Those that are read and not there."""
-        return {array: tiles - store.finished(array) for array, tiles in self.reads(store.shape).items()}
-
 
 class Shelf:
     """The Gram stores of a run's folder.
@@ -175,12 +178,9 @@ class Shelf:
         self.folder, self.read_only = folder, read_only
         self._opened: dict[Path, GramStore] = {}
 
-    def stores(self, source: Source) -> list[GramStore]:
-        """The stores of a source, the largest side first."""
-        sides = stores.sides_in(self.folder, source.fields)
-        if self.read_only:
-            sides = [s for s in sides if stores.is_made(stores.store_path(self.folder, source.fields, s))]
-        return [self.store(source, side) for side in sides]
+    def look(self) -> "Look":
+        """What is there now."""
+        return Look(self)
 
     def store(self, source: Source, side: int) -> GramStore:
         """The store of a source in tiles of a side, made if it is not there and this shelf is not read-only."""
@@ -191,46 +191,77 @@ class Shelf:
             self._opened[path] = stores.make(self.folder, source.fields, side, source.images.image_index)
         return self._opened[path]
 
+    def require(self, request: Request) -> tuple[Source, GramStore]:
+        """As `Look.complete`. Raises Incomplete, with how much is missing, where there is none."""
+        look = self.look()
+        found = look.complete(request)
+        if found:
+            return found
+        store, (readout, depth) = look.begun(request), request.array
+        if not store:
+            raise Incomplete(f"{request.column} at depth {depth}: no Gram matrix yet: run `ntk compute-gram` first")
+        needed = sum(map(len, request.reads(store.shape).values()))
+        missing = sum(map(len, look.missing(request, store).values()))
+        raise Incomplete(
+            f"{request.column} at depth {depth}: {missing} of {needed} tiles of {readout} are missing in "
+            f"{store.path}: run `ntk compute-gram` to finish them"
+        )
+
+
+class Look:
+    """What a shelf holds at one moment: a folder is listed once, however many requests are asked about."""
+
+    def __init__(self, shelf: Shelf):
+        self.shelf = shelf
+        self._sides = stores.sides_in(shelf.folder)
+        self._stores: dict[str, list[GramStore]] = {}
+        self._finished: dict[tuple[Path, Array], set[Tile]] = {}
+
+    def stores(self, source: Source) -> list[GramStore]:
+        """The stores of a source, the largest side first."""
+        if source.name not in self._stores:
+            folder, sides = self.shelf.folder, self._sides.get(source.name, [])
+            if self.shelf.read_only:
+                sides = [s for s in sides if stores.is_made(stores.store_path(folder, source.fields, s))]
+            self._stores[source.name] = [self.shelf.store(source, side) for side in sides]
+        return self._stores[source.name]
+
+    def missing(self, request: Request, store: GramStore) -> dict[Array, set[Tile]]:
+        """What a request reads and a store lacks."""
+        return {array: tiles - self._there(store, array) for array, tiles in request.reads(store.shape).items()}
+
+    def _there(self, store: GramStore, array: Array) -> set[Tile]:
+        key = store.path, array
+        if key not in self._finished:
+            self._finished[key] = store.finished(array)
+        return self._finished[key]
+
     def complete(self, request: Request) -> tuple[Source, GramStore] | None:
         """The first source with a store that holds every block of a request, or None."""
         for source in request.sources:
             for store in self.stores(source):
-                if not any(request.missing(store).values()):
+                if not any(self.missing(request, store).values()):
                     return source, store
         return None
+
+    def begun(self, request: Request) -> GramStore | None:
+        """The first store that may serve a request, or None."""
+        return next((store for source in request.sources for store in self.stores(source)), None)
 
     def states(self, requests: Sequence[Request]) -> list["State"]:
         """How far each store is for the requests; those without one together. Makes nothing."""
         found: dict[Path | None, State] = {}
         for request in requests:
             complete = self.complete(request)
-            begun = [store for source in request.sources for store in self.stores(source)]
-            store = complete[1] if complete else begun[0] if begun else None
+            store = complete[1] if complete else self.begun(request)
             state = found.setdefault(store.path if store else None, State(store))
             state.columns += [request.column] if request.column not in state.columns else []
             if store:
-                missing = request.missing(store)
+                missing = self.missing(request, store)
                 for array, tiles in request.reads(store.shape).items():
                     state.finished.setdefault(array, set()).update(tiles - missing[array])
                     state.missing.setdefault(array, set()).update(missing[array])
         return list(found.values())
-
-    def require(self, request: Request) -> tuple[Source, GramStore]:
-        """As `complete`. Raises Incomplete, with how much is missing, where there is none."""
-        found = self.complete(request)
-        if found:
-            return found
-        begun = [store for source in request.sources for store in self.stores(source)]
-        readout, depth = request.array
-        if not begun:
-            raise Incomplete(f"{request.column} at depth {depth}: no Gram matrix yet: run `ntk compute-gram` first")
-        store = begun[0]
-        needed = sum(map(len, request.reads(store.shape).values()))
-        missing = sum(map(len, request.missing(store).values()))
-        raise Incomplete(
-            f"{request.column} at depth {depth}: {missing} of {needed} tiles of {readout} are missing in "
-            f"{store.path}: run `ntk compute-gram` to finish them"
-        )
 
 
 @dataclass
@@ -262,7 +293,8 @@ class State:
 class Fill:
     """One store's work: for each tile the arrays that lack it, in the order in which columns want them.
 
-    requests: what it serves.  needed: every (array, tile) that they read.  columns: whose they are.
+    requests: what it serves.  needed: every (array, tile) that they read.  columns: whose they are.  pace: pairs/s on
+    one device, measured only where something is missing.
     """
 
     source: Source
@@ -271,15 +303,15 @@ class Fill:
     requests: list[Request] = field(default_factory=list)
     needed: dict[Array, set[Tile]] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
+    pace: float = math.inf
 
-    def add(self, request: Request) -> None:
-        """Take a request in: its tiles, and of each only what is not there."""
-        missing = request.missing(self.store)
+    def add(self, request: Request, missing: Mapping[Array, set[Tile]]) -> None:
+        """Take a request in. missing: of its tiles those that are not there."""
         self.requests.append(request)
         self.columns += [request.column] if request.column not in self.columns else []
         for array, tiles in request.reads(self.store.shape).items():
             self.needed.setdefault(array, set()).update(tiles)
-            for tile in sorted(missing[array]):
+            for tile in sorted(missing.get(array, ())):
                 arrays = self.work.setdefault(tile, [])
                 if array not in arrays:
                     arrays.append(array)
@@ -316,54 +348,64 @@ class Share:
         """The same in a store of another shape."""
         return sum(len(self.fill.work[tile]) * shape.chunk_bytes(tile) for tile in self.tiles)
 
-    def seconds(self, rate: float) -> float:
-        """How long that takes at `rate` pairs/s."""
-        return self.pairs / rate + self.files * SECONDS_A_FILE
+    @property
+    def seconds(self) -> float:
+        """How long that takes on one device."""
+        return self.pairs / self.fill.pace + self.files * SECONDS_A_FILE
 
 
 def shares(fills: Sequence[Fill], requests: Sequence[Request]) -> dict[str, list[Share]]:
     """For each column, in the order of `requests`, the missing tiles that no column before it reads."""
     found: dict[str, list[Share]] = {request.column: [] for request in requests}
     for fill in fills:
-        left = dict.fromkeys(fill.work)
-        for column, mine in found.items():
-            reads = set().union(*(r.tiles(fill.store.shape) for r in fill.requests if r.column == column))
-            tiles = [tile for tile in left if tile in reads]
+        reads: dict[str, set[Tile]] = {}
+        for request in fill.requests if fill.work else ():
+            reads.setdefault(request.column, set()).update(request.tiles(fill.store.shape))
+        left = list(fill.work)
+        for column in (column for column in found if column in reads):
+            tiles = [tile for tile in left if tile in reads[column]]
             if tiles:
-                mine.append(Share(fill, tiles))
-            left = {tile: None for tile in left if tile not in reads}
+                found[column].append(Share(fill, tiles))
+            left = [tile for tile in left if tile not in reads[column]]
     return found
 
 
 def plan_fills(
-    requests: Sequence[Request], shelf: Shelf, rate: Callable[[Source], float], side: int | str = "auto"
+    requests: Sequence[Request],
+    shelf: Shelf,
+    rate: Callable[[Source, Sequence[Request]], float],
+    side: int | str = "auto",
 ) -> list[Fill]:
     """What to compute so that every request has a store that holds it, one `Fill` a store.
 
-    A request that some store holds already is in a Fill without work. rate: measures a source's pairs/s, called only
-    where something is missing. side: of new stores' tiles, "auto" by work and by files.
+    A request that some store holds already is in a Fill without work. rate: measures a source's pairs/s at what some
+    requests read, called only where that is missing. side: of new stores' tiles, "auto" by work and by files.
     """
     fills: dict[Path, Fill] = {}
     open_requests: dict[str, list[Request]] = {}
+    look = shelf.look()
     for request in requests:
-        found = shelf.complete(request)
+        found = look.complete(request)
         if found:
-            fills.setdefault(found[1].path, Fill(*found)).add(request)
+            fills.setdefault(found[1].path, Fill(*found)).add(request, {})
         else:
-            open_requests.setdefault(fingerprint(request.sources[0].fields), []).append(request)
+            open_requests.setdefault(request.sources[0].name, []).append(request)
     for name, group in open_requests.items():
-        pace = rate(group[0].sources[0])
+        first = group[0].sources[0]
+        pace = rate(first, group)
         # Measured first, chosen under a lock: processes that start together agree on one store.
         lock = shelf.folder / "locks" / f"gram-{name}"
         with nullcontext() if shelf.read_only else locked(lock):
-            source, store = _choose(group, shelf, pace, side)
+            look = shelf.look()
+            source, store = _choose(group, look, pace, side)
         fill = fills.setdefault(store.path, Fill(source, store))
+        fill.pace = pace if source == first else rate(source, group)
         for request in group:
-            fill.add(request)
+            fill.add(request, look.missing(request, store))
     return list(fills.values())
 
 
-def _choose(group: Sequence[Request], shelf: Shelf, pace: float, side: int | str) -> tuple[Source, GramStore]:
+def _choose(group: Sequence[Request], look: Look, pace: float, side: int | str) -> tuple[Source, GramStore]:
     """The store to compute a group of requests in: of those begun and fit for it that of least work left, or a new one.
 
     Stores of another arithmetic or of other trained ends that this machine can compute, and that serve every request,
@@ -377,8 +419,8 @@ def _choose(group: Sequence[Request], shelf: Shelf, pace: float, side: int | str
     for source in group[0].sources:
         if source.backend != first.backend or any(source not in request.sources for request in group):
             continue
-        for store in shelf.stores(source):
-            left = _seconds_left(group, store, pace) * (1.0 if source == first else UNFIT)
+        for store in look.stores(source):
+            left = _seconds_left(group, look, store, pace) * (1.0 if source == first else UNFIT)
             if isinstance(side, int) and source == first:
                 fit = store.shape.side == side
             else:
@@ -387,15 +429,15 @@ def _choose(group: Sequence[Request], shelf: Shelf, pace: float, side: int | str
             if fit:
                 options.append((left, len(options), source, store))
     if not options:
-        return first, shelf.store(first, best)
+        return first, look.shelf.store(first, best)
     _, _, source, store = min(options)
     return source, store
 
 
-def _seconds_left(group: Iterable[Request], store: GramStore, pace: float) -> float:
+def _seconds_left(group: Iterable[Request], look: Look, store: GramStore, pace: float) -> float:
     missing: dict[Array, set[Tile]] = {}
     for request in group:
-        for array, left in request.missing(store).items():
+        for array, left in look.missing(request, store).items():
             missing.setdefault(array, set()).update(left)
     pairs = sum(store.shape.pairs(tile) for tile in set().union(*missing.values()))
     return pairs / pace + SECONDS_A_FILE * sum(map(len, missing.values()))
@@ -426,11 +468,11 @@ def _grids(group: Iterable[Request], images: Images, side: int) -> dict[Array, n
     rows, columns = (-(-n // side) for n in (images.n_train + images.n_test, images.n_train))
     found: dict[Array, np.ndarray] = {}
     for request in group:
+        tiles = [(np.unique(r // side)[:, None], np.unique(c // side)) for r, c in request.blocks]
         # Of K(x, x) there are a few small tiles, which decide nothing.
         for array in (a for a in request.arrays if not is_self_kernel(a)):
             grid = found.setdefault(array, np.zeros((rows, columns), bool))
-            for r, c in request.blocks:
-                i, j = np.unique(r // side)[:, None], np.unique(c // side)
+            for i, j in tiles:
                 grid[np.maximum(i, j), np.minimum(i, j)] = True
     return found
 
@@ -455,5 +497,5 @@ def shard_of(tile: Tile, shards: int) -> int:
 
 def elsewhere(folder: Path, source: Source) -> list[Path]:
     """Runs of other names that hold stores of the same source."""
-    name = f"gram-{fingerprint(source.fields)}-*"
+    name = f"gram-{source.name}-*"
     return sorted({path.parent for path in folder.parent.glob(f"*/{name}") if path.parent != folder})

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from exact_ntk.files import fingerprint
 from exact_ntk.gram.plan import Fill
 from exact_ntk.gram.tiles import Array, Tile, array_name
 
@@ -66,14 +65,14 @@ class TileBatch:
 class SpreadFilling:
     """One store's missing tiles as work for a crew; those that other processes hold are asked for again."""
 
-    def __init__(self, fill: Fill, tiles: Sequence[Tile], pairs_per_second: float, workers: int, bar: tqdm):
+    def __init__(self, fill: Fill, tiles: Sequence[Tile], workers: int, bar: tqdm):
         self.fill, self.bar = fill, bar
         self.open, self.at_work = deque(tiles), 0
         self.held: list[Tile] = []
         self.looked = 0.0
         pairs = sum(map(fill.store.shape.pairs, tiles)) / len(tiles)
         # Few enough for every worker to have several batches.
-        self.size = max(1, min(int(SECONDS_A_BATCH * pairs_per_second / pairs), len(tiles) // (4 * workers)))
+        self.size = max(1, min(int(SECONDS_A_BATCH * fill.pace / pairs), len(tiles) // (4 * workers)))
 
     def next(self) -> TileBatch | None:
         if not self.open and self.held and time.monotonic() - self.looked > SECONDS_BETWEEN_LOOKS:
@@ -84,7 +83,7 @@ class SpreadFilling:
             return None
         self.at_work += 1
         work = tuple((tile, tuple(self.fill.work[tile])) for tile in tiles)
-        source, store = fingerprint(self.fill.source.fields), self.fill.store.path.absolute()
+        source, store = self.fill.source.name, self.fill.store.path.absolute()
         return TileBatch(source, store, tuple(self.fill.columns), work)
 
     def left(self) -> bool:

@@ -62,10 +62,13 @@ def store_path(folder: Path, fields: dict[str, Any], side: int) -> Path:
     return folder / f"gram-{fingerprint(fields)}-{side}"
 
 
-def sides_in(folder: Path, fields: dict[str, Any]) -> list[int]:
-    """The sides of the tiles in which a run's folder has stores of these fields, the largest first."""
-    name = re.compile(rf"gram-{fingerprint(fields)}-(\d+)")
-    return sorted((int(m[1]) for path in folder.glob("gram-*") if (m := name.fullmatch(path.name))), reverse=True)
+def sides_in(folder: Path) -> dict[str, list[int]]:
+    """Fingerprint -> the sides of the tiles in which a run's folder has stores of such fields, the largest first."""
+    found: dict[str, list[int]] = {}
+    for path in folder.glob("gram-*"):
+        if name := re.fullmatch(r"gram-([0-9a-f]{16})-(\d+)", path.name):
+            found.setdefault(name[1], []).append(int(name[2]))
+    return {fields: sorted(sides, reverse=True) for fields, sides in found.items()}
 
 
 def other_formats(folder: Path) -> list[Path]:

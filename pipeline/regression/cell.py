@@ -226,7 +226,8 @@ class KernelCell:
         """What a cell without a record needs."""
         if trouble := self.trouble():
             return trouble
-        if all(self.shelf.complete(self.request(k)) for k in self.missing()):
+        look = self.shelf.look()
+        if all(look.complete(self.request(k)) for k in self.missing()):
             return "run `ntk solve`"
         return "run `ntk compute-gram` and `ntk solve`"
 

@@ -8,7 +8,6 @@ import torch
 from exact_ntk.config import Config
 from exact_ntk.device import keep_to_cores
 from exact_ntk.draws import load_images
-from exact_ntk.files import fingerprint
 from exact_ntk.gram.fill import Filler
 from exact_ntk.gram.plan import Source
 from exact_ntk.progress import hide_progress
@@ -30,4 +29,4 @@ class Worker:
     def source(self, name: str) -> Source:
         """The source of that fingerprint."""
         every = (s for cell in self.table.kernel_cells for place in cell.places for s in place.sources)
-        return next(source for source in every if fingerprint(source.fields) == name)
+        return next(source for source in every if source.name == name)

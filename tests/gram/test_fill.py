@@ -88,7 +88,7 @@ def test_values_are_rounded_to_float32_where_that_is_asked_for_and_only_there(
     sizes = [sum(p.stat().st_size for p in (tmp_path / f).glob("gram-*/*/c/1/0")) for f in ("float32", "float64")]
     assert sizes[0] == pytest.approx(sizes[1] / 2, rel=0.05)
     asked = table_of(config_path, tmp_path / "float32")
-    assert all(asked.shelf.complete(request) is None for request in asked.requests(True))
+    assert all(asked.shelf.look().complete(request) is None for request in asked.requests(True))
     monkeypatch.setattr(compute, "cntk_pass", None)
     served = filled(config_path, tmp_path / "float64", "gram.store=float32")
     assert {served.shelf.require(request)[0].stored for request in served.requests(True)} == {"float64"}

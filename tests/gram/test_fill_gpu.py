@@ -50,7 +50,7 @@ def test_the_tile_size_is_chosen_by_the_measured_rate(config_path: Path, tmp_pat
     table = computed(config_path, tmp_path, GPU, "gram.tile=auto")
     assert {r.sources[0].backend for r in table.requests(True)} == {"fused-cuda"}
     # So few images take no card half a minute: a tile is a quarter of the 40 that each family uses, or divides 20.
-    assert {store.shape.side for r in table.requests(True) for store in table.shelf.stores(r.sources[0])} == {10}
+    assert {store.shape.side for r in table.requests(True) for store in table.shelf.look().stores(r.sources[0])} == {10}
 
 
 def test_a_tile_is_copied_behind_the_next_ones_back():

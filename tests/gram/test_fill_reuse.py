@@ -82,7 +82,7 @@ def test_a_float64_store_serves_a_float32_request(config_path: Path, tmp_path: P
 def test_a_float32_store_does_not_serve_a_float64_request(config_path: Path, tmp_path: Path):
     filled(config_path, tmp_path)
     table = table_of(config_path, tmp_path, "gram.dtype=float64")
-    assert all(table.shelf.complete(request) is None for request in table.requests(True))
+    assert all(table.shelf.look().complete(request) is None for request in table.requests(True))
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -108,7 +108,7 @@ def test_a_backend_that_is_not_admitted_serves_nothing(config_path: Path, tmp_pa
     filled(config_path, tmp_path)  # reference-cpu
     monkeypatch.setattr("exact_ntk.kernels.resolve_backend", lambda *_: "fused-cpu")
     table = table_of(config_path, tmp_path, "gram.backend=fused")
-    assert all(table.shelf.complete(request) is None for request in table.requests(True))
+    assert all(table.shelf.look().complete(request) is None for request in table.requests(True))
 
 
 def test_draws_are_planned_one_by_one(config_path: Path, tmp_path: Path, monkeypatch):

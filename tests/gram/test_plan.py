@@ -68,15 +68,15 @@ def test_a_store_of_an_unfit_side_gets_one_of_another_beside_it_and_either_is_re
     small, large = requests(1000, 20, 10, test=797), requests(1000, 1, 1000, test=797)
     shelf_of_tiny = Shelf(tmp_path / "tiny")
     (tmp_path / "tiny").mkdir()
-    (fill,) = plan_fills(small, shelf, lambda _: 1e6)
+    (fill,) = plan_fills(small, shelf, lambda *_: 1e6)
     side = fill.store.shape.side
     assert side < 200
     # The same store goes on for what it is fit for.
-    (again,) = plan_fills(requests(1000, 1, 200, test=797), shelf, lambda _: 1e6)
+    (again,) = plan_fills(requests(1000, 1, 200, test=797), shelf, lambda *_: 1e6)
     assert again.store.path == fill.store.path
-    (tiny,) = plan_fills(small, shelf_of_tiny, lambda _: 1e6, side=2)
+    (tiny,) = plan_fills(small, shelf_of_tiny, lambda *_: 1e6, side=2)
     assert tiny.store.shape.side == 2
-    (beside,) = plan_fills(large, Shelf(tmp_path / "tiny"), lambda _: 1e6)
+    (beside,) = plan_fills(large, Shelf(tmp_path / "tiny"), lambda *_: 1e6)
     assert beside.store.shape.side > 100
     assert len(list((tmp_path / "tiny").glob("gram-*"))) == 2
 
@@ -84,8 +84,8 @@ def test_a_store_of_an_unfit_side_gets_one_of_another_beside_it_and_either_is_re
 def test_a_store_whose_tiles_are_far_too_large_is_left_alone(tmp_path: Path):
     """Ten images do not wait for tiles of a thousand."""
     shelf = Shelf(tmp_path)
-    plan_fills(requests(2000, 1, 2000), shelf, lambda _: 1e9, side=1000)
-    (fill,) = plan_fills(requests(2000, 1, 20), shelf, lambda _: 100.0)
+    plan_fills(requests(2000, 1, 2000), shelf, lambda *_: 1e9, side=1000)
+    (fill,) = plan_fills(requests(2000, 1, 20), shelf, lambda *_: 100.0)
     assert fill.store.shape.side < 20
 
 
@@ -94,7 +94,7 @@ def test_processes_that_measure_other_rates_agree_on_one_store(tmp_path: Path):
     asked, paces = requests(4000, 1, 4000), iter([700.0, 1100.0])
     barrier = threading.Barrier(2)
 
-    def rate(source: Source) -> float:
+    def rate(source: Source, group: list[Request]) -> float:
         pace = next(paces)
         barrier.wait()
         return pace
@@ -114,7 +114,7 @@ def test_of_several_begun_stores_the_fullest_is_gone_on_with(tmp_path: Path):
     for tile in sorted(asked[0].tiles(small.shape))[:-5]:
         rows, columns = small.shape.bounds(tile)
         small.write(tile, {("gap", 3): np.ones((rows.stop - rows.start, columns.stop - columns.start))})
-    (fill,) = plan_fills(asked, shelf, lambda _: 1000.0)
+    (fill,) = plan_fills(asked, shelf, lambda *_: 1000.0)
     assert fill.store.path == small.path
     assert len(fill.work) == 5
 

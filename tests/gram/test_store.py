@@ -242,7 +242,7 @@ def test_making_what_is_there_opens_it(tmp_path: Path):
     assert store.has(("gap", 3), (0, 0))
     assert not list(tmp_path.rglob(".*partial"))
     stores.make(tmp_path, FIELDS, 7, np.arange(ROWS))
-    assert stores.sides_in(tmp_path, FIELDS) == [7, 4]
+    assert list(stores.sides_in(tmp_path).values()) == [[7, 4]]
 
 
 class KilledError(Exception):
@@ -273,7 +273,7 @@ def test_stores_of_an_earlier_format_are_known(tmp_path: Path):
     old = tmp_path / f"gram-{fingerprint(FIELDS)}"
     old.mkdir()
     assert stores.other_formats(tmp_path) == [old]
-    assert stores.sides_in(tmp_path, FIELDS) == [4]
+    assert list(stores.sides_in(tmp_path).values()) == [[4]]
 
 
 def test_a_claimed_tile_is_nobody_elses_and_leftovers_go_under_the_lock(tmp_path: Path):

@@ -169,7 +169,7 @@ def test_a_missing_tile_of_any_array_is_waited_for(config_path: Path, tmp_path: 
     for name in ("vanilla-flip-L3/c/1/0", "vanilla-self-L3/c/1/0"):
         (gone,) = tmp_path.glob(f"gram-*/{name}")
         gone.unlink()
-        assert table.shelf.complete(cell.request(0)) is None
+        assert table.shelf.look().complete(cell.request(0)) is None
         assert fill(table) == 0
         assert gone.exists()
         assert not list(tmp_path.glob("gram-*/.locks/*"))
