@@ -160,7 +160,9 @@ class Request:
     def reads(self, shape: Shape) -> dict[Array, set[Tile]]:
         """For each array the tiles that are read of it."""
         blocks = set().union(*(shape.covering(rows, columns) for rows, columns in self.blocks))
-        images = set().union(*(shape.on_diagonal(at) for block in self.blocks for at in block))
+        images: set[Tile] = set()
+        if any(map(is_self_kernel, self.arrays)):
+            images.update(*(shape.on_diagonal(at) for block in self.blocks for at in block))
         return {array: images if is_self_kernel(array) else blocks for array in self.arrays}
 
     def tiles(self, shape: Shape) -> set[Tile]:
@@ -304,6 +306,7 @@ class Fill:
     needed: dict[Array, set[Tile]] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     pace: float = math.inf
+    _queued: dict[Array, set[Tile]] = field(default_factory=dict)
 
     def add(self, request: Request, missing: Mapping[Array, set[Tile]]) -> None:
         """Take a request in. missing: of its tiles those that are not there."""
@@ -311,10 +314,11 @@ class Fill:
         self.columns += [request.column] if request.column not in self.columns else []
         for array, tiles in request.reads(self.store.shape).items():
             self.needed.setdefault(array, set()).update(tiles)
-            for tile in sorted(missing.get(array, ())):
-                arrays = self.work.setdefault(tile, [])
-                if array not in arrays:
-                    arrays.append(array)
+            queued = self._queued.setdefault(array, set())
+            new = missing.get(array, set()) - queued
+            queued |= new
+            for tile in sorted(new):
+                self.work.setdefault(tile, []).append(array)
 
     @property
     def files(self) -> int:
@@ -465,10 +469,11 @@ def tile_side(group: Sequence[Request], images: Images, pace: float) -> int:
 
 def _grids(group: Iterable[Request], images: Images, side: int) -> dict[Array, np.ndarray]:
     """For each array which tiles are read: (tiles down, tiles across) booleans."""
-    rows, columns = (-(-n // side) for n in (images.n_train + images.n_test, images.n_train))
+    shape = Shape(images.n_train + images.n_test, images.n_train, side)
+    rows, columns = (-(-n // side) for n in (shape.rows, shape.columns))
     found: dict[Array, np.ndarray] = {}
     for request in group:
-        tiles = [(np.unique(r // side)[:, None], np.unique(c // side)) for r, c in request.blocks]
+        tiles = [(shape.along(r)[:, None], shape.along(c)) for r, c in request.blocks]
         # Of K(x, x) there are a few small tiles, which decide nothing.
         for array in (a for a in request.arrays if not is_self_kernel(a)):
             grid = found.setdefault(array, np.zeros((rows, columns), bool))

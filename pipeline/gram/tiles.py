@@ -31,15 +31,19 @@ class Shape:
             return slice(i, min(i + self.side, self.rows)), slice(0, 1)
         return slice(i, min(i + self.side, self.rows)), slice(j, min(j + self.side, self.columns))
 
+    def along(self, positions: np.ndarray) -> np.ndarray:
+        """Which tiles along a side positions lie in, increasing."""
+        return np.flatnonzero(np.bincount(positions // self.side))
+
     def covering(self, rows: np.ndarray, columns: np.ndarray) -> set[Tile]:
         """The tiles that hold K[rows, columns], above the diagonal replaced by their mirror images."""
-        down, across = np.unique(rows // self.side), np.unique(columns // self.side)
+        down, across = self.along(rows), self.along(columns)
         i, j = np.maximum.outer(down, across), np.minimum.outer(down, across)
         return set(zip(i.ravel().tolist(), j.ravel().tolist(), strict=True))
 
     def on_diagonal(self, rows: np.ndarray) -> set[Tile]:
         """The tiles that hold K(x, x) of the images at positions `rows`."""
-        return {(int(i), SELF) for i in np.unique(rows // self.side)}
+        return {(i, SELF) for i in self.along(rows).tolist()}
 
     def pairs(self, tile: Tile) -> int:
         """Image pairs of a tile; what of it lies on the diagonal is symmetric."""

@@ -1,6 +1,7 @@
 """The side of a store's tiles: by work and by files, and stores of several sides beside each other."""
 
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from exact_ntk.gram import store as stores
 from exact_ntk.gram.plan import MOST_FILES, Request, Shelf, Source, plan_fills, shard_of, tile_side
+from exact_ntk.gram.store import GramStore
 from exact_ntk.gram.tiles import Shape
 
 
@@ -117,6 +120,21 @@ def test_of_several_begun_stores_the_fullest_is_gone_on_with(tmp_path: Path):
     (fill,) = plan_fills(asked, shelf, lambda *_: 1000.0)
     assert fill.store.path == small.path
     assert len(fill.work) == 5
+
+
+def test_what_a_plan_looks_up_does_not_grow_with_the_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked, shelf = requests(1000, 1, 1000) * 30, Shelf(tmp_path)
+    shelf.store(source(1000), 100).add(("gap", 3))
+    seen: Counter[str] = Counter()
+
+    def counted(name: str, function):
+        return lambda *arguments: seen.update([name]) or function(*arguments)
+
+    monkeypatch.setattr(stores, "sides_in", counted("folder", stores.sides_in))
+    monkeypatch.setattr(GramStore, "finished", counted("array", GramStore.finished))
+    (fill,) = plan_fills(asked, shelf, counted("rate", lambda *_: 1000.0))
+    assert len(fill.requests) == 30
+    assert seen == {"folder": 2, "array": 2, "rate": 1}  # again under the lock
 
 
 def test_every_tile_has_one_shard_whatever_else_is_asked_for():
