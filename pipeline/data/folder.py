@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from exact_ntk.device import available_memory
 from exact_ntk.errors import DataError
@@ -25,7 +25,6 @@ NOT_READ = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", "
 GREY, OTHERS = {"1", "L", "LA"}, {"P", "PA", "RGB", "RGBA"}
 OPAQUE = 255
 PNG_DEPTH = 24  # the byte of a PNG file that says how many bits a channel has
-QUARTER_TURNS = (5, 6, 7, 8)  # orientations that exchange height and width
 BROKEN = (
     OSError,
     SyntaxError,
@@ -72,28 +71,32 @@ def load_folder(path: Path | str, size: int | tuple[int, int] | None = None, cha
         raise ValueError(f"channels must be None, 1 or 3, not {channels!r}")
     classes, files, labels = _listed(folder)
     heads = [_head(file) for file in files]
-    if shape is None:
-        odd = next((i for i, head in enumerate(heads) if head.shape != heads[0].shape), None)
-        if odd is not None:
-            (first, one), (other, two) = ((files[i], "{} x {}".format(*heads[i].shape)) for i in (0, odd))
-            raise DataError(
-                f"{first} has {one} pixels and {other} {two}: give a size, such as size=32, for all of them"
-            )
-        shape = heads[0].shape
+    for file, head in zip(files, heads, strict=True):
+        if shape is None and sorted(head.shape) != sorted(heads[0].shape):
+            raise _of_two_sizes(files[0], heads[0].shape, file, head.shape)
     grey = all(head.grey for head in heads) if channels is None else channels == 1
-    whole = len(files), *shape, 1 if grey else 3
-    need, there = int(np.prod(whole, dtype=object)), available_memory(torch.device("cpu"))
+    height, width = shape or heads[0].shape
+    need, there = len(files) * height * width * (1 if grey else 3), available_memory(torch.device("cpu"))
     if need > there:
         raise DataError(
-            f"{folder}: {len(files):,} images of {shape[0]} x {shape[1]} pixels take {gigabytes(need)}, and "
+            f"{folder}: {len(files):,} images of {height} x {width} pixels take {gigabytes(need)}, and "
             f"{gigabytes(there)} are free: give a smaller size, such as size=32"
         )
-    images = np.empty(whole, np.uint8)
+    first = _pixels(files[0], shape, grey)
+    images = np.empty((len(files), *first.shape), np.uint8)
     with progress(f"reading {folder.name}", len(files), "image", delay=2.0) as bar:
         for i, file in enumerate(files):
-            images[i] = _pixels(file, shape, grey)
+            pixels = _pixels(file, shape, grey) if i else first
+            if pixels.shape != first.shape:
+                raise _of_two_sizes(files[0], first.shape, file, pixels.shape)
+            images[i] = pixels
             bar.update()
     return Folder(images, np.array(labels, np.int64), classes, tuple(files))
+
+
+def _of_two_sizes(file: Path, shape: tuple[int, ...], other: Path, another: tuple[int, ...]) -> DataError:
+    one, two = (f"{height} x {width}" for height, width, *_ in (shape, another))
+    return DataError(f"{file} has {one} pixels and {other} {two}: give a size, such as size=32, for all of them")
 
 
 def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -161,7 +164,8 @@ def _opened(file: Path) -> Iterator[Image.Image]:
 
 @dataclass(frozen=True)
 class _Head:
-    """What is known of an image before its pixels are read."""
+    """What is known of an image before its pixels are read. shape: height and width as stored: whether a PNG is to be
+    turned may stand behind its pixels."""
 
     shape: tuple[int, int]
     grey: bool
@@ -175,12 +179,11 @@ def _head(file: Path) -> _Head:
             kind = "more than 8 bits a channel" if wide else f"{image.mode} pixels"
             raise DataError(f"{file}: has {kind}: save it as 8-bit grey or RGB")
         width, height = image.size
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in QUARTER_TURNS
-        return _Head((width, height) if turned else (height, width), image.mode in GREY)
+        return _Head((height, width), image.mode in GREY)
 
 
-def _pixels(file: Path, shape: tuple[int, int], grey: bool) -> np.ndarray:
-    """(H, W, C) in uint8."""
+def _pixels(file: Path, shape: tuple[int, int] | None, grey: bool) -> np.ndarray:
+    """(H, W, C) in uint8, turned as its camera says; of another size only where one is given."""
     with _opened(file) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.has_transparency_data:
@@ -188,6 +191,6 @@ def _pixels(file: Path, shape: tuple[int, int], grey: bool) -> np.ndarray:
             if np.asarray(image)[..., 3].min() < OPAQUE:
                 raise DataError(f"{file}: is transparent in places: save it on the background that you mean")
         image = image.convert("L" if grey else "RGB")
-        if image.size != shape[::-1]:
+        if shape and image.size != shape[::-1]:
             image = ImageOps.fit(image, shape[::-1], Image.Resampling.BICUBIC)
-        return np.asarray(image).reshape(*shape, -1)
+        return np.asarray(image).reshape(image.height, image.width, -1)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from exact_ntk import load_folder
 from exact_ntk.errors import DataError
@@ -86,6 +87,42 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path):
     save(tmp_path / "a.png", stored, exif=exif)
     upright = save(tmp_path / "b.png", greys(3, 2))
     np.testing.assert_array_equal(load_folder(tmp_path).images[..., 0], [np.rot90(stored, -1), upright])
+
+
+def test_of_photographs_turned_in_two_ways_one_size_is_asked_for(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / "a.jpg", greys(2, 3))
+    save(tmp_path / "b.jpg", greys(2, 3), exif=exif)
+    with pytest.raises(DataError, match=r"a\.jpg has 2 x 3 pixels and .*b\.jpg 3 x 2: give a size"):
+        load_folder(tmp_path)
+
+
+def with_its_exif_last(file: Path) -> None:
+    """Move the eXIf chunk of a PNG behind its pixels."""
+    whole = file.read_bytes()
+    start = whole.index(b"eXIf") - 4
+    end = start + int.from_bytes(whole[start : start + 4]) + 12
+    last = len(whole) - 12
+    file.write_bytes(whole[:start] + whole[end:last] + whole[start:end] + whole[last:])
+
+
+def test_no_pixel_is_read_before_all_are_known_to_fit(tmp_path: Path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = save(tmp_path / "a.png", greys(20, 30), exif=exif)
+    with_its_exif_last(tmp_path / "a.png")
+    np.testing.assert_array_equal(load_folder(tmp_path).images[0, ..., 0], np.rot90(stored, -1))
+    decoded = []
+    load = PngImageFile.load
+    monkeypatch.setattr(PngImageFile, "load", lambda image: decoded.append(image) or load(image))
+    load_folder(tmp_path)
+    assert decoded
+    decoded.clear()
+    monkeypatch.setattr("exact_ntk.data.folder.available_memory", lambda device: 500)
+    with pytest.raises(DataError, match="1 images of 20 x 30 pixels take"):
+        load_folder(tmp_path)
+    assert not decoded
 
 
 def transparent(folder: Path) -> None:
