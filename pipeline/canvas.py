@@ -74,23 +74,17 @@ def to_svg(figure: "Figure", name: str) -> str:
     return re.sub(r"\n\s*(?=\n)", "", text).replace("<svg ", '<svg fill="currentColor" ', 1)
 
 
-def picture_png(shades: Any) -> bytes:
-    """An image (H, W, 3) of red, green and blue from 0 to 1."""
+def picture_png(shades: Any, **options: Any) -> bytes:
+    """An image (H, W, 3) of red, green and blue from 0 to 1; options: of matplotlib's `imsave`."""
     _import_matplotlib()
     from matplotlib.image import imsave
 
     out = io.BytesIO()
     no_software: dict[str, Any] = {"Software": None}
-    imsave(out, shades, format="png", metadata=no_software)
+    imsave(out, shades, format="png", metadata=no_software, **options)
     return out.getvalue()
 
 
 def heat_png(values: Any, low: float, high: float) -> bytes:
     """A matrix, a pixel an entry, dark at `low` and below to bright at `high` and above."""
-    _import_matplotlib()
-    from matplotlib.image import imsave
-
-    out = io.BytesIO()
-    no_software: dict[str, Any] = {"Software": None}
-    imsave(out, values, vmin=low, vmax=high, cmap="magma", format="png", metadata=no_software)
-    return out.getvalue()
+    return picture_png(values, vmin=low, vmax=high, cmap="magma")

@@ -68,7 +68,7 @@ def fetch(spec: Digits | Cifar10 | Npz, tested: bool = True) -> str:
 
 def channel_statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel of images (n, H, W, C), uint8 in units of 255; float64 (C,)."""
-    scale = _scale(x)
+    scale = full_scale(x)
     channels = [x[..., c].astype(np.float64) / scale for c in range(x.shape[-1])]
     return np.array([c.mean() for c in channels]), np.array([c.std() for c in channels])
 
@@ -95,14 +95,15 @@ def normalisation(x: np.ndarray, how: str = "standard") -> tuple[np.ndarray, np.
 
 def normalise(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     """Images (n, H, W, C) -> float32 (n, C, H, W), each channel minus its mean, over its deviation."""
-    scale = _scale(x)
+    scale = full_scale(x)
     out = np.empty((len(x), x.shape[3], x.shape[1], x.shape[2]), np.float32)
     for channel in range(x.shape[3]):
         out[:, channel] = (x[..., channel].astype(np.float64) / scale - mean[channel]) / std[channel]
     return out
 
 
-def _scale(x: np.ndarray) -> float:
+def full_scale(x: np.ndarray) -> float:
+    """What images hold for 1: 255 in uint8, 1 in floats."""
     return 255.0 if x.dtype == np.uint8 else 1.0
 
 
@@ -159,8 +160,12 @@ def _test_part(
         none = f"x_test holds no images: its shape is {arrays['x_test'].shape}"
         raise DataError(f"{name}: {none}; where there are none, give every column test: undrawn")
     x, y = _part(spec, name, arrays, "test")
-    if x.shape[1:] != x_train.shape[1:] or _scale(x) != _scale(x_train):
-        mend = "" if _scale(x) == _scale(x_train) else f", save x_{'test' if x.dtype == np.uint8 else 'train'} / 255"
+    if x.shape[1:] != x_train.shape[1:] or full_scale(x) != full_scale(x_train):
+        mend = (
+            ""
+            if full_scale(x) == full_scale(x_train)
+            else f", save x_{'test' if x.dtype == np.uint8 else 'train'} / 255"
+        )
         raise DataError(
             f"{name}: x_train holds {x_train.dtype} images of shape {x_train.shape[1:]}, x_test {x.dtype} images of "
             f"shape {x.shape[1:]}: they should be alike{mend}"

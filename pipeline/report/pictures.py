@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from exact_ntk.canvas import picture_png
+from exact_ntk.data import full_scale
 from exact_ntk.images import OrderedImages
 from exact_ntk.networks.cell import NetworkCell
 from exact_ntk.records import Results
@@ -106,7 +107,7 @@ def _one_way(right: Key, wrong: Key, good: _Seen, bad: _Seen, images: OrderedIma
 def _shades(pixels: np.ndarray) -> np.ndarray:
     """Images (n, H, W, C) as red, green and blue from 0 to 1, (n, h, w, 3); other channels than three are averaged."""
     step = -(-max(pixels.shape[1:3]) // LARGEST_SIDE)
-    values = pixels[:, ::step, ::step].astype(np.float64) / (255.0 if pixels.dtype == np.uint8 else 1.0)
+    values = pixels[:, ::step, ::step].astype(np.float64) / full_scale(pixels)
     if values.size and (values.min() < 0 or values.max() > 1):
         values = (values - values.min()) / (np.ptp(values) or 1.0)
     return values if values.shape[-1] == 3 else np.repeat(values.mean(-1, keepdims=True), 3, axis=-1)
