@@ -15,7 +15,7 @@ from exact_ntk.grids import Grid
 from exact_ntk.kept import damaged
 from exact_ntk.provenance import time_left
 from exact_ntk.records import MissingCell
-from exact_ntk.table import Table, missing_cell
+from exact_ntk.table import Table
 from exact_ntk.workspace import open_workspace
 
 if TYPE_CHECKING:
@@ -89,10 +89,11 @@ def cells(table: Table) -> Cells:
     """Which are done. Raises StoreError for a damaged file."""
     done, missing = [], []
     for cell in table.cells:
-        if cell.finished():
+        lacking = cell.lacks()
+        if lacking is None:
             done.append((cell.name, cell.depth))
         else:
-            missing.append(missing_cell(cell))
+            missing.append(lacking)
     return Cells(tuple(done), tuple(missing))
 
 

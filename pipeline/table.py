@@ -38,8 +38,9 @@ class Cell(Protocol):
     @property
     def depth(self) -> int: ...
 
-    def finished(self) -> bool:
-        """Whether `record` gives one. Raises StoreError for a damaged file."""
+    def lacks(self) -> MissingCell | None:
+        """What it needs to be finished, or why all that there is to compute gives it no record; None where `record`
+        gives one. Reads what is kept of it once. Raises StoreError for a damaged file."""
         ...
 
     def record(self) -> tuple[Any, dict[str, Any]] | None:
@@ -53,19 +54,6 @@ class Cell(Protocol):
     def set_damaged_aside(self) -> None:
         """Have what is damaged of it count as missing, so that its stage makes it again."""
         ...
-
-    def needs(self) -> str:
-        """What it needs to be finished."""
-        ...
-
-    def trouble(self) -> str | None:
-        """Why all that there is to compute gives it no record, or None."""
-        ...
-
-
-def missing_cell(cell: Cell) -> MissingCell:
-    """What a cell that is not finished needs."""
-    return MissingCell(column=cell.name, depth=cell.depth, needs=cell.needs(), failed=cell.trouble() is not None)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from exact_ntk.kept import keep_record, read_kept, set_damaged_aside
 from exact_ntk.locks import locked
 from exact_ntk.networks.setting import LOSS, Setting
 from exact_ntk.progress import progress
-from exact_ntk.records import Divergence, LargestRate, NetworkRecord, TrainedRun
+from exact_ntk.records import Divergence, LargestRate, MissingCell, NetworkRecord, TrainedRun
 from exact_ntk.standard_error import standard_error
 
 if TYPE_CHECKING:
@@ -201,10 +201,6 @@ class NetworkCell:
                 why = str(error)
         keep_record(path, LargestRate(lr_max=lr_max, why=why, fields=self._largest_lr_fields()))
 
-    def finished(self) -> bool:
-        """Whether there is a run of every seed, and one that did not diverge. Raises StoreError for a damaged file."""
-        return self._finished_runs() is not None
-
     def _finished_runs(self) -> list[TrainedRun] | None:
         """The reported runs, or None while some are missing or where every one diverged."""
         lr, missing = self.chosen()
@@ -276,17 +272,25 @@ class NetworkCell:
             if (run := self.trained(key)) and run.result.diverged is not None
         ]
 
-    def needs(self) -> str:
-        """What a cell without a record needs."""
-        return self.trouble() or "run `ntk train-cnn`"
-
-    def trouble(self) -> str | None:
-        """Why a cell whose runs are all done has no record, or None."""
+    def lacks(self) -> MissingCell | None:
+        """What it needs to be finished, or why its runs, all done, give no record. Raises StoreError for a damaged
+        file."""
         lr, missing = self.chosen()
-        if missing or self.wanted() or self.finished():
+        runs = [] if lr is None else [self.trained(key) for key in self.reported(lr)]
+        if missing or None in runs:
+            return MissingCell(column=self.name, depth=self.depth, needs="run `ntk train-cnn`")
+        if any(run and run.result.accuracy is not None for run in runs):
             return None
+        return MissingCell(column=self.name, depth=self.depth, needs=self._why_none(lr), failed=True)
+
+    def _why_none(self, lr: float | None) -> str:
         first = self.divergences()[0]
         if first.lr is None:
             return first.why
         rates = "every run at the chosen learning rate" if lr else "at every learning rate a run"
         return f"{rates} diverged: lower lr (now {list(self.column.lr)}, unit {self.column.lr_unit})"
+
+    def trouble(self) -> str | None:
+        """Why a cell whose runs are all done has no record, or None."""
+        lacking = self.lacks()
+        return lacking.needs if lacking and lacking.failed else None

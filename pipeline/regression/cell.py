@@ -18,7 +18,7 @@ from exact_ntk.gram.store import GramStore
 from exact_ntk.gram.tiles import Array, mirrored, self_kernel
 from exact_ntk.images import OrderedImages
 from exact_ntk.kept import read_kept, read_kept_npz, require_whole, set_damaged_aside
-from exact_ntk.records import LARGEST_RESIDUAL, EarlyStopped, EarlyStoppedCell, KernelRecord, SolvedDraw
+from exact_ntk.records import LARGEST_RESIDUAL, EarlyStopped, EarlyStoppedCell, KernelRecord, MissingCell, SolvedDraw
 from exact_ntk.standard_error import standard_error
 
 if TYPE_CHECKING:
@@ -173,13 +173,6 @@ class KernelCell:
         paths = [self.solved_path(k) for k in range(len(self.draws))]
         return [read_kept_npz(path.with_suffix(".npz")) for path in paths if path]
 
-    def finished(self) -> bool:
-        """Whether every draw is solved and has a solution. Raises StoreError for a damaged file."""
-        paths = [self.solved_path(k) for k in range(len(self.draws))]
-        for path in filter(None, paths):
-            require_whole(path.with_suffix(".npz"))
-        return self.trouble() is None and None not in paths
-
     def record(self) -> tuple[KernelRecord, dict[str, Any]] | None:
         """The cell's record and provenance, or None while draws are missing or where one has no solution."""
         found = [self.solved(k) for k in range(len(self.draws))]
@@ -222,12 +215,20 @@ class KernelCell:
         words = place.images.words
         return words if place.shared or words is None else words + alone
 
-    def needs(self) -> str:
-        """What a cell without a record needs."""
-        if trouble := self.trouble():
-            return trouble
+    def lacks(self) -> MissingCell | None:
+        """What it needs to be finished, or why it has no solution. Raises StoreError for a damaged file."""
+        paths = [self.solved_path(k) for k in range(len(self.draws))]
+        for path in filter(None, paths):
+            require_whole(path.with_suffix(".npz"))
+        trouble, unsolved = self.trouble(), [k for k, path in enumerate(paths) if path is None]
+        if trouble is None and not unsolved:
+            return None
+        needs = trouble or self._needs(unsolved)
+        return MissingCell(column=self.name, depth=self.depth, needs=needs, failed=trouble is not None)
+
+    def _needs(self, unsolved: Sequence[int]) -> str:
         look = self.shelf.look()
-        if all(look.complete(self.request(k)) for k in self.missing()):
+        if all(look.complete(self.request(k)) for k in unsolved):
             return "run `ntk solve`"
         return "run `ntk compute-gram` and `ntk solve`"
 

@@ -11,7 +11,7 @@ from exact_ntk.provenance import read_provenance
 from exact_ntk.records import CellRecord, ColumnHead, MissingCell, Results
 from exact_ntk.report.paired import paired_differences
 from exact_ntk.report.pictures import Apart, told_apart
-from exact_ntk.table import Table, missing_cell
+from exact_ntk.table import Table
 
 Arrays = dict[tuple[str, int], list[dict[str, np.ndarray]]]
 
@@ -44,7 +44,7 @@ def collect(table: Table, pictures: bool = False) -> Collected:
     for cell in table.cells:
         found = cell.record()
         if found is None:
-            missing.append(missing_cell(cell))
+            missing += filter(None, [cell.lacks()])
             continue
         records.append(found[0])
         provenance[f"{cell.name}/{cell.depth}"] = found[1]

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ import yaml
 from exact_ntk.errors import Incomplete, NtkError, StoreError
 from exact_ntk.gram import compute
 from exact_ntk.gram.store import GramStore
+from exact_ntk.kept import _damage
 from exact_ntk.kernels import cntk
 from exact_ntk.locks import try_lock
-from exact_ntk.memory import parse_bytes
+from exact_ntk.memory import default_memory, parse_bytes
 from exact_ntk.records import KernelRecord, SolvedDraw, read_record
 from exact_ntk.regression import plan, stage
 from exact_ntk.regression.panels import PanelFiles
@@ -64,6 +66,18 @@ def test_a_cell_is_kernel_regression_on_its_draws(config_path: Path, tmp_path: P
     assert record.standard_error == pytest.approx(standard_error([d.test for d in cell.draws], right))
     assert (record.n_train, record.n_test, record.draws) == (20, 70, 2)
     assert all(r.residual < 1e-9 for r in record.by_draw)
+
+
+def test_what_is_kept_of_an_unfinished_cell_is_read_once(config_path: Path, tmp_path: Path, monkeypatch):
+    table = prepared(config_path, tmp_path)
+    cell = next(c for c in table.kernel_cells if (c.name, c.depth) == ("CNTK-V-20", 4))
+    assert stage.Solver(table.device, default_memory(table.device)).solve(cell, 0)
+    read: Counter[str] = Counter()
+    monkeypatch.setattr("exact_ntk.kept._damage", lambda path: read.update([path.suffix]) or _damage(path))
+    lacking = cell.lacks()
+    assert lacking
+    assert (lacking.needs, lacking.failed) == ("run `ntk solve`", False)
+    assert read == {".npz": 1, ".json": 1}
 
 
 def test_what_is_kept_of_a_draw_needs_no_store_any_more(config_path: Path, tmp_path: Path):
