@@ -16,24 +16,20 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from exact_ntk.cli.defaults import RESULTS, RUNS
 from exact_ntk.progress import hide_progress
 
 log = logging.getLogger("ntk")
 STAGES = "run|download|compute-gram|solve|train-cnn|report|status|plan"
 NO_RUNS, WITH_RESULTS, WITH_MEMORY = ("download",), ("run", "report"), ("run", "solve", "plan")
 
-_typed: tuple[str, tuple[str, ...], Path | None, Path | None, str | None, str | None] | None = None
+_typed: tuple[str, tuple[str, ...], Path, Path, str, str | None] | None = None
 
 
 def remember(
-    config: str,
-    overrides: list[str],
-    runs: Path | None,
-    results: Path | None,
-    device: str | None = None,
-    memory: str | None = None,
+    config: str, overrides: list[str], runs: Path, results: Path, device: str, memory: str | None = None
 ) -> None:
-    """What the user typed after the command; runs, results, device, memory: None where they are the defaults."""
+    """What the user typed after the command."""
     global _typed
     _typed = config, tuple(overrides), runs, results, device, memory
 
@@ -49,11 +45,11 @@ def _in_full(match: re.Match) -> str:
         return match[0]
     config, overrides, runs, results, device, memory = _typed
     words = [*options, config, *(word for o in overrides for word in ("--set", o))]
-    if runs is not None and command not in NO_RUNS:
+    if runs != RUNS and command not in NO_RUNS:
         words += ["--runs", str(runs)]
-    if results is not None and command in WITH_RESULTS:
+    if results != RESULTS and command in WITH_RESULTS:
         words += ["--results", str(results)]
-    if device is not None and command not in NO_RUNS:
+    if device != "auto" and command not in NO_RUNS:
         words += ["--device", device]
     if memory is not None and command in WITH_MEMORY:
         words += ["--memory", memory]

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from exact_ntk.cli.defaults import RESULTS, RUNS
+
 app = typer.Typer(
     name="ntk",
     help="Exact kernels of infinitely wide convolutional networks (Arora et al. 2019), and their accuracy table.\n\n"
@@ -125,7 +127,6 @@ Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", callback=_be_quiet, help="Only results, warnings and errors: no progress.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print what is found as JSON, on stdout alone.")]
-RUNS, RESULTS = Path("runs"), Path("results")
 
 
 def _stages() -> ModuleType:

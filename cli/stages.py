@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from exact_ntk.table import Table
     from exact_ntk.workers.crew import Crew
 
-RUNS, RESULTS = Path("runs"), Path("results")
 NICENESS = 10
 WORK_A_REPORT = 9  # of `run`: so many times as long on columns as the last report took, before the next
 
@@ -50,8 +49,7 @@ def begin(
 ) -> "Session":
     """Check the config and the options; print the resolved config. cluster: its address, and cores of a CPU worker."""
     workspace = open_workspace(config, overrides or [], runs, results)
-    runs_typed, results_typed = None if runs == RUNS else runs, None if results == RESULTS else results
-    remember(config, overrides or [], runs_typed, results_typed, None if device == "auto" else device, memory)
+    remember(config, overrides or [], runs, results, device, memory)
     # A cluster's devices are not this machine's.
     devices = [torch.device("cpu")] if cluster else resolve_devices(device)
     chosen = devices[0]

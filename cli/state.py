@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exact_ntk.cli.console import remember
+from exact_ntk.cli.defaults import RESULTS
 from exact_ntk.cli.show import show
 from exact_ntk.cli.stop import held_back
 from exact_ntk.draws import load_images
@@ -21,7 +22,6 @@ from exact_ntk.workspace import open_workspace
 if TYPE_CHECKING:
     import torch
 
-RUNS, RESULTS = Path("runs"), Path("results")
 SHOWN_TILES = 5
 
 
@@ -118,7 +118,7 @@ def show_status(config: str, overrides: list[str], runs: Path, device: str, veri
     Raises Incomplete where some are missing or damaged, NtkError where all that is not done has failed.
     """
     workspace = open_workspace(config, overrides, runs, RESULTS)
-    remember(config, overrides, None if runs == RUNS else runs, None, None if device == "auto" else device)
+    remember(config, overrides, runs, RESULTS, device)
     table = Table(workspace.config, load_images(workspace.config), _looked_up(device), workspace.run)
     if verify or any(cell.missing() for cell in table.kernel_cells):
         with held_back():  # which store would serve depends on what computes here
