@@ -23,15 +23,21 @@ log = logging.getLogger("ntk")
 STAGES = "run|download|compute-gram|solve|train-cnn|report|status|plan"
 NO_RUNS, WITH_RESULTS, WITH_MEMORY = ("download",), ("run", "report"), ("run", "solve", "plan")
 
-_typed: tuple[str, tuple[str, ...], Path, Path, str, str | None] | None = None
+_typed: tuple[str, tuple[str, ...], Path, Path, str, str | None, bool] | None = None
 
 
 def remember(
-    config: str, overrides: list[str], runs: Path, results: Path, device: str, memory: str | None = None
+    config: str,
+    overrides: list[str],
+    runs: Path,
+    results: Path,
+    device: str,
+    memory: str | None = None,
+    pictures: bool = False,
 ) -> None:
     """What the user typed after the command."""
     global _typed
-    _typed = config, tuple(overrides), runs, results, device, memory
+    _typed = config, tuple(overrides), runs, results, device, memory, pictures
 
 
 def pasteable(text: str) -> str:
@@ -43,7 +49,7 @@ def _in_full(match: re.Match) -> str:
     command, options = match[1], match[2].split()
     if _typed is None:
         return match[0]
-    config, overrides, runs, results, device, memory = _typed
+    config, overrides, runs, results, device, memory, pictures = _typed
     words = [*options, config, *(word for o in overrides for word in ("--set", o))]
     if runs != RUNS and command not in NO_RUNS:
         words += ["--runs", str(runs)]
@@ -53,6 +59,8 @@ def _in_full(match: re.Match) -> str:
         words += ["--device", device]
     if memory is not None and command in WITH_MEMORY:
         words += ["--memory", memory]
+    if pictures and command in WITH_RESULTS:
+        words += ["--pictures"]
     return f"`ntk {command} {shlex.join(words)}`"
 
 

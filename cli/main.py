@@ -110,6 +110,14 @@ Cluster = Annotated[
         show_default=False,
     ),
 ]
+Pictures = Annotated[
+    bool,
+    typer.Option(
+        "--pictures",
+        help="Show in the report some images that one column gets right and another wrong. Those of the digits "
+        "always are; others may be private.",
+    ),
+]
 WorkerCores = Annotated[
     int, typer.Option("--worker-cores", min=1, help="Cores of each worker of a cluster without GPUs.")
 ]
@@ -153,10 +161,11 @@ def run(
     results: Results = RESULTS,
     device: Device = "auto",
     memory: Memory = None,
+    pictures: Pictures = False,
     quiet: Quiet = False,
 ) -> None:
     """Run every stage in order, skipping what is done: download, compute-gram, solve, train-cnn, report."""
-    _stages().begin(config, overrides, runs, results, device, memory=memory).run()
+    _stages().begin(config, overrides, runs, results, device, memory=memory, pictures=pictures).run()
 
 
 @app.command()
@@ -237,19 +246,12 @@ def report(
     runs: Runs = RUNS,
     results: Results = RESULTS,
     device: Device = "auto",
-    pictures: Annotated[
-        bool,
-        typer.Option(
-            "--pictures",
-            help="Show in the report some images that one column gets right and another wrong. Those of the digits "
-            "always are; others may be private.",
-        ),
-    ] = False,
+    pictures: Pictures = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write results.json, the table, the figures and report.html; missing cells say what would fill them."""
-    _stages().begin(config, overrides, runs, results, device).report(as_json, pictures)
+    _stages().begin(config, overrides, runs, results, device, pictures=pictures).report(as_json)
 
 
 Column = Annotated[str, typer.Option(help="A kernel column, by its name in the table, for instance CNTK-GAP-500.")]

@@ -46,10 +46,11 @@ def begin(
     quiet: bool = False,
     memory: str | None = None,
     cluster: tuple[str, int] | None = None,
+    pictures: bool = False,
 ) -> "Session":
     """Check the config and the options; print the resolved config. cluster: its address, and cores of a CPU worker."""
     workspace = open_workspace(config, overrides or [], runs, results)
-    remember(config, overrides or [], runs, results, device, memory)
+    remember(config, overrides or [], runs, results, device, memory, pictures)
     # A cluster's devices are not this machine's.
     devices = [torch.device("cpu")] if cluster else resolve_devices(device)
     chosen = devices[0]
@@ -61,7 +62,7 @@ def begin(
     if not quiet:
         where = f"Ray at {cluster[0]}" if cluster else ", ".join(map(str, devices))
         log.info(f"# {config}, resolved, on {where}\n{workspace.yaml}")
-    return Session(workspace, chosen, budget, tuple(devices), (*cluster, device) if cluster else None)
+    return Session(workspace, chosen, budget, tuple(devices), (*cluster, device) if cluster else None, pictures)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Session:
 
     memory: bytes that a solve may take.  devices: those to spread work over, the first of which is `device`.
     cluster: a Ray cluster's address in their stead, cores of a CPU worker, and the kind of device.
+    pictures: whether reports show some images of the data set, as of the digits always.
     """
 
     workspace: Workspace
@@ -77,6 +79,7 @@ class Session:
     memory: int
     devices: tuple[torch.device, ...]
     cluster: tuple[str, int, str] | None = None
+    pictures: bool = False
 
     @cached_property
     def crew(self) -> "Crew | None":
@@ -235,14 +238,11 @@ class Session:
             + (f"{left} are left to the others" if left else "the others were done")
         )
 
-    def report(self, as_json: bool = False, pictures: bool = False) -> None:
-        """The table and everything around it; pictures: some images of the data set, too, as of the digits always.
-
-        Raises NtkError where cells failed, Incomplete where some are missing.
-        """
+    def report(self, as_json: bool = False) -> None:
+        """The table and everything around it. Raises NtkError where cells failed, Incomplete where some are missing."""
         from exact_ntk.report.tables import grid, notes, text_table
 
-        results = self._report(pictures)
+        results = self._report()
         show(text_table(results), [grid(results)], notes(results), results.json_value(), as_json)
         files = "results.json, provenance.json, table.md, table.csv, table.tex, report.html and figures"
         log.info(f"wrote {self.workspace.results}/: {files}")
@@ -252,13 +252,13 @@ class Session:
         if results.missing:
             raise Incomplete(f"{len(results.missing)} cells of {name} are missing: see the notes above")
 
-    def _report(self, pictures: bool = False) -> "Results":
+    def _report(self) -> "Results":
         from exact_ntk.config import Digits
         from exact_ntk.report.collect import collect
         from exact_ntk.report.write import write_report
 
         work = self.workspace
-        collected = collect(self.table, pictures or isinstance(work.config.data, Digits))
+        collected = collect(self.table, self.pictures or isinstance(work.config.data, Digits))
         write_report(collected, work.yaml, work.results)
         return collected.results
 

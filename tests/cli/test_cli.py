@@ -213,7 +213,8 @@ def test_status_of_a_finished_table_imports_neither_torch_nor_zarr(folder: Path)
 
 def test_images_of_the_users_own_are_in_the_report_only_where_that_is_asked_for(folder: Path):
     words, path = ("tiny.yaml", "--set", "columns.0.train={n: all}"), "results/tiny/variants/*/report.html"
-    for command, shown in ((("run",), False), (("report", "--pictures"), True), (("report",), False)):
+    asked = ["run"], ["report", "--pictures"], ["run", "--pictures"], ["report"]
+    for command, shown in zip(asked, (False, True, True, False), strict=True):
         assert ntk(folder, *command, *words).returncode == 0
         assert ("Images that tell two columns apart" in next(folder.glob(path)).read_text()) == shown
 
