@@ -17,12 +17,17 @@ from exact_ntk.kernels import cntk
 
 
 class CNTKKernel(gpytorch.kernels.Kernel):
-    """A kernel of images (C, H, W) that come as rows, as GPyTorch wants them, over the mean of its diagonal at `x`."""
+    """A kernel of images (C, H, W) that come as rows, as GPyTorch wants them, over the mean of its diagonal at `x`.
+
+    x: the training images. No hyperparameter changes the kernel of these: it is computed once, not at every step.
+    """
 
     def __init__(self, x: Tensor, image_shape: tuple[int, int, int], depth: int = 4, readout: str = "gap-nngp"):
         super().__init__()
         self.image_shape, self.depth, self.readout = image_shape, depth, readout
-        self.unit = self._kernel(x, diagonal=True).mean()
+        k = self._kernel(x)
+        self.unit = k.diagonal().mean()
+        self.x, self.k = x, k / self.unit
 
     def _kernel(self, x1: Tensor, x2: Tensor | None = None, diagonal: bool = False) -> Tensor:
         images = [None if x is None else x.reshape(-1, *self.image_shape) for x in (x1, x2)]
@@ -32,10 +37,11 @@ class CNTKKernel(gpytorch.kernels.Kernel):
         """K (n1, n2), or with `diag` K(x1[i], x2[i]), (n,). Raises ValueError for batches of kernels."""
         if x1.ndim != 2:
             raise ValueError(f"one kernel at a time: x1 should be (n, pixels), not {tuple(x1.shape)}")
-        same = x1.shape == x2.shape and torch.equal(x1, x2)
-        if diag and same:
+        same = torch.equal(x1, x2)
+        trained_on = same and torch.equal(x1, self.x)
+        if diag and same and not trained_on:
             return self._kernel(x1, diagonal=True) / self.unit
-        k = self._kernel(x1, None if same else x2) / self.unit
+        k = self.k if trained_on else self._kernel(x1, None if same else x2) / self.unit
         return k.diagonal() if diag else k
 
 

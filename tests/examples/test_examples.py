@@ -62,7 +62,7 @@ def test_inducing_points_lower_their_loss_and_are_drawn(example, tmp_path: Path)
         assert len(np.unique(np.asarray(picture.convert("L")))) > 10
 
 
-def test_the_kernel_in_gpytorch(example):
+def test_the_kernel_in_gpytorch(example, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("gpytorch", reason="needs the extra `examples`")
     from examples.gpytorch_kernel import CNTKKernel
 
@@ -71,6 +71,8 @@ def test_the_kernel_in_gpytorch(example):
     torch.testing.assert_close(kernel(x, diag=True), kernel(x).to_dense().diagonal(), rtol=1e-12, atol=0)
     across = kernel(x[:3], x[3:])
     torch.testing.assert_close(kernel(x[:3], x[3:], diag=True), across.to_dense().diagonal(), rtol=1e-12, atol=0)
+    monkeypatch.setattr("examples.gpytorch_kernel.cntk", None)  # of the training images it is not computed again
+    assert kernel(x).to_dense().diagonal().mean() == pytest.approx(1.0)
     said = example("gpytorch_kernel", "--n", "60", "--test", "60", "--steps", "3")
     evidence = [float(found) for found in re.findall(r"/ n = ([-\d.]+)", said)]
     assert evidence[-1] < evidence[0]
