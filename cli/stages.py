@@ -178,10 +178,11 @@ class Session:
     def _fill(self, column: str) -> None:
         requests = self.table.requests()
         mine = [request for request in requests if request.column == column]
-        stores = {request.sources[0] for request in mine}  # no others have a tile that a request of this column reads
+        # Columns that compute from one source share a store: its tiles are computed once, for all of them.
+        sources = {request.sources[0] for request in mine}
         with self._with_crew(last=False):
             if mine:
-                self.filler.fill([request for request in requests if request.sources[0] in stores], mine)
+                self.filler.fill([request for request in requests if request.sources[0] in sources], mine)
 
     def compute_gram(self, shard: tuple[int, int] = (1, 1), repair: bool = False, every: bool = False) -> None:
         """The Gram stores, small columns first. every: also what only solved draws read."""

@@ -186,7 +186,7 @@ def ridge_drawing(results: Results) -> Drawing | None:
     panels: list[Panel] = []
     rows: list[list[Any]] = []
     for column in results.columns:
-        lines, decades = [], []
+        lines, ticks = [], []
         for r in results.of_column(column.name):
             curves = [d.ridge for d in r.by_draw] if isinstance(r, KernelRecord) else []
             found = {k: list(zip(c.ridges, c.errors, strict=True)) for k, c in enumerate(curves) if c}
@@ -194,7 +194,7 @@ def ridge_drawing(results: Results) -> Drawing | None:
             if known:
                 x, y = ([[point[of] for point in curve] for curve in known] for of in (0, 1))
                 lines.append(Line(f"L = {r.depth}", x, y))
-                decades = [ridge for ridge, _ in next(iter(found.values()))][::4]
+                ticks = [ridge for ridge, _ in next(iter(found.values()))][::4]
             rows += [
                 [r.column, r.depth, k, ridge, error, ridge == chosen.ridge]
                 for k, chosen in enumerate(curves)
@@ -203,7 +203,7 @@ def ridge_drawing(results: Results) -> Drawing | None:
             ]
         if lines:
             words = ("ridge / mean(diag K)", "squared error, left out")
-            panels.append(panel(f"ridge-{len(panels)}", column.name, lines, *words, ticks=decades, log_y=True))
+            panels.append(panel(f"ridge-{len(panels)}", column.name, lines, *words, ticks=ticks, log_y=True))
     return _drawing(
         "ridge",
         "How ridges were chosen",
