@@ -1,7 +1,7 @@
 """Which kernel values are asked for, which stores may hold them, and which tiles are still to compute."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -230,9 +230,10 @@ class Look:
 
     def missing(self, request: Request, store: GramStore) -> dict[Array, set[Tile]]:
         """What a request reads and a store lacks."""
-        return {array: tiles - self._there(store, array) for array, tiles in request.reads(store.shape).items()}
+        return {array: tiles - self.there(store, array) for array, tiles in request.reads(store.shape).items()}
 
-    def _there(self, store: GramStore, array: Array) -> set[Tile]:
+    def there(self, store: GramStore, array: Array) -> set[Tile]:
+        """The tiles of an array that a store has."""
         key = store.path, array
         if key not in self._finished:
             self._finished[key] = store.finished(array)
@@ -308,14 +309,14 @@ class Fill:
     pace: float = math.inf
     _queued: dict[Array, set[Tile]] = field(default_factory=dict)
 
-    def add(self, request: Request, missing: Mapping[Array, set[Tile]]) -> None:
-        """Take a request in. missing: of its tiles those that are not there."""
+    def add(self, request: Request, look: Look) -> None:
+        """Take a request in: its tiles, and of each only what is not there."""
         self.requests.append(request)
         self.columns += [request.column] if request.column not in self.columns else []
         for array, tiles in request.reads(self.store.shape).items():
             self.needed.setdefault(array, set()).update(tiles)
             queued = self._queued.setdefault(array, set())
-            new = missing.get(array, set()) - queued
+            new = tiles - look.there(self.store, array) - queued
             queued |= new
             for tile in sorted(new):
                 self.work.setdefault(tile, []).append(array)
@@ -391,7 +392,7 @@ def plan_fills(
     for request in requests:
         found = look.complete(request)
         if found:
-            fills.setdefault(found[1].path, Fill(*found)).add(request, {})
+            fills.setdefault(found[1].path, Fill(*found)).add(request, look)
         else:
             open_requests.setdefault(request.sources[0].name, []).append(request)
     for name, group in open_requests.items():
@@ -405,7 +406,7 @@ def plan_fills(
         fill = fills.setdefault(store.path, Fill(source, store))
         fill.pace = pace if source == first else rate(source, group)
         for request in group:
-            fill.add(request, look.missing(request, store))
+            fill.add(request, look)
     return list(fills.values())
 
 
