@@ -36,9 +36,11 @@ def test_a_zca_of_each_draw_is_fitted_on_its_training_images_alone(config_path: 
     assert "preprocess: ZCA (e = 0.1 of the mean eigenvalue) fitted on the draw's 20 training images" in caplog.text
 
 
-def test_each_draw_has_a_store_of_its_own_and_says_so(config_path: Path, tmp_path: Path):
+def test_each_draw_has_a_store_of_its_own_and_says_so(config_path: Path, tmp_path: Path, caplog):
+    caplog.set_level(logging.INFO, "ntk")
     table = table_of(config_path, tmp_path, ZCA)
     fill(table)
+    assert "left as it is" not in caplog.text  # no draw's store is another table's
     assert len(list(tmp_path.glob("gram-*"))) == 3  # two draws of one column, and the pooled kernels of the others
     assert solve_cells(table.kernel_cells, table.device) == 8
     (record, *_) = (r for r in collect(table).results.records if r.column == "CNTK-V-20")

@@ -59,6 +59,8 @@ class Filler:
         self.shelf, self.device, self.side, self.crew = shelf, device, side, crew
         self._rates: dict[tuple, float] = {}
         self._computers: dict[str, TileComputer] = {}
+        self._own: set[Path] = set()  # stores of this table, as far as it has asked for them
+        self._others: dict[Path, dict[str, Any] | None] = {}
         self._said: set[str] = set()
 
     def fill(
@@ -81,6 +83,7 @@ class Filler:
         wanted = list(requests if first is None else first)
         self.shelf.folder.mkdir(parents=True, exist_ok=True)
         fills = plan_fills(requests, self.shelf, self.rate, self.side)
+        self._own.update(fill.store.path for fill in fills)
         mine = [self._share(fill, wanted, shard) for fill in fills]
         check_space(self.shelf.folder, sum(share.bytes for share in mine), sum(share.files for share in mine))
         for share in mine:
@@ -203,7 +206,11 @@ class Filler:
         for other in other_formats(self.shelf.folder):
             self._once(f"{other.name} is of an earlier format and is left as it is: nothing reads it")
         for path in sorted(self.shelf.folder.glob("gram-*-*")):
-            found = _fields(path)
+            if path in self._own:
+                continue  # of another draw or column
+            if path not in self._others:
+                self._others[path] = _fields(path)
+            found = self._others[path]
             if found and found["family"] == fill.source.family and found != fill.store.fields:
                 changed = [k for k, v in fill.store.fields.items() if found.get(k) != v]
                 self._once(f"a new store: {path.name} was computed with another {', '.join(changed)}: left as it is")
