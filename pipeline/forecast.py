@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import torch
 
 from exact_ntk.config import RidgeChoice
+from exact_ntk.disk import free_space
 from exact_ntk.errors import NtkError
 from exact_ntk.gram.fill import Filler
-from exact_ntk.gram.plan import Request, Share, shares
-from exact_ntk.gram.store import GramStore, free_space
+from exact_ntk.gram.plan import Share, shares
+from exact_ntk.gram.shelf import Request
+from exact_ntk.gram.store import GramStore
 from exact_ntk.grids import Grid
 from exact_ntk.memory import gigabytes, installed_memory
 from exact_ntk.networks import lr

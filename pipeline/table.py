@@ -11,7 +11,8 @@ from exact_ntk.config import CnnColumn, Config, KernelColumn, Zca
 from exact_ntk.draws import Draw, draw
 from exact_ntk.errors import ConfigError
 from exact_ntk.files import digest
-from exact_ntk.gram.plan import Request, Shelf, Source, sources_of
+from exact_ntk.gram.shelf import Request, Shelf
+from exact_ntk.gram.sources import Source, sources_of
 from exact_ntk.images import OrderedImages
 from exact_ntk.kernel_names import FAMILIES, family_of, trained_by_default
 from exact_ntk.networks.cell import NetworkCell

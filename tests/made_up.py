@@ -14,7 +14,7 @@ from exact_ntk.canvas import picture_png
 from exact_ntk.draws import load_images
 from exact_ntk.files import digest, fingerprint
 from exact_ntk.gram.fill import Filler
-from exact_ntk.gram.plan import Request
+from exact_ntk.gram.shelf import Request
 from exact_ntk.gram.tiles import array_name
 from exact_ntk.records import (
     ColumnHead,

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from exact_ntk.gram.plan import LARGEST_TILE_BYTES, Source
+from exact_ntk.gram.plan import LARGEST_TILE_BYTES
+from exact_ntk.gram.sources import Source
 from exact_ntk.gram.tiles import Array, is_mirrored, is_self_kernel, kernel_of
 from exact_ntk.kernel_names import family_of
 from exact_ntk.kernels import Pass, cntk_pass, self_pass

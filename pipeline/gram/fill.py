@@ -15,21 +15,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from exact_ntk.disk import check_space
 from exact_ntk.errors import NtkError, StoreError
 from exact_ntk.gram import store
 from exact_ntk.gram.compute import DTYPES, TileComputer, passes_of
-from exact_ntk.gram.plan import (
-    Fill,
-    Request,
-    Share,
-    Shelf,
-    Source,
-    elsewhere,
-    plan_fills,
-    shard_of,
-)
+from exact_ntk.gram.plan import Fill, Share, plan_fills, shard_of
+from exact_ntk.gram.shelf import Request, Shelf, elsewhere
+from exact_ntk.gram.sources import Source
 from exact_ntk.gram.spread import MeasureRate, SpreadFilling, TileBatch
-from exact_ntk.gram.store import GramStore, TileLock, check_space, other_formats
+from exact_ntk.gram.store import GramStore, TileLock, other_formats
 from exact_ntk.gram.tiles import SELF, Array, Tile, array_name, is_self_kernel
 from exact_ntk.kernels import require_memory
 from exact_ntk.progress import duration, progress

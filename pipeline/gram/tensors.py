@@ -17,7 +17,8 @@ from exact_ntk.files import digest, expanded, require_writable
 from exact_ntk.gram import store as stores
 from exact_ntk.gram.compute import DTYPES
 from exact_ntk.gram.fill import Filler
-from exact_ntk.gram.plan import Request, Shelf, preferring, sources_of
+from exact_ntk.gram.shelf import Request, Shelf
+from exact_ntk.gram.sources import preferring, sources_of
 from exact_ntk.gram.store import GramStore
 from exact_ntk.gram.tiles import Array, array_name, self_kernel
 from exact_ntk.kernels import resolve_backend

@@ -13,7 +13,8 @@ import numpy as np
 from exact_ntk.config import KernelColumn, RidgeChoice
 from exact_ntk.draws import Draw, copies_tested
 from exact_ntk.files import digest, fingerprint
-from exact_ntk.gram.plan import Request, Shelf, Source, preferring
+from exact_ntk.gram.shelf import Request, Shelf
+from exact_ntk.gram.sources import Source, preferring
 from exact_ntk.gram.store import GramStore
 from exact_ntk.gram.tiles import Array, mirrored, self_kernel
 from exact_ntk.images import OrderedImages

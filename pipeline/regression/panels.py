@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exact_ntk.disk import free_space
 from exact_ntk.errors import StoreError
 from exact_ntk.files import remove_partials, write_atomic
 
@@ -145,7 +146,7 @@ class PanelFiles:
         """How many bytes the disk lacks for the panels that are not there yet; 0 or less if it has room."""
         self.folder.mkdir(parents=True, exist_ok=True)
         there = sum(self.path(k).stat().st_size for k in range(len(self.trapezoid)) if self.path(k).exists())
-        return self.trapezoid.bytes - there - shutil.disk_usage(self.folder).free
+        return self.trapezoid.bytes - there - free_space(self.folder)[0]
 
     def remove(self) -> None:
         """The files go."""

@@ -14,7 +14,7 @@ from exact_ntk.config import RidgeChoice
 from exact_ntk.draws import Draw
 from exact_ntk.errors import Incomplete, NtkError, StoreError
 from exact_ntk.files import remove_partials
-from exact_ntk.gram.plan import Source
+from exact_ntk.gram.sources import Source
 from exact_ntk.gram.store import GramStore
 from exact_ntk.kept import keep_npz, keep_record, remove
 from exact_ntk.locks import try_lock

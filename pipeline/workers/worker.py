@@ -9,7 +9,7 @@ from exact_ntk.config import Config
 from exact_ntk.device import keep_to_cores
 from exact_ntk.draws import load_images
 from exact_ntk.gram.fill import Filler
-from exact_ntk.gram.plan import Source
+from exact_ntk.gram.sources import Source
 from exact_ntk.progress import hide_progress
 from exact_ntk.table import Table
 

@@ -12,7 +12,7 @@ import yaml
 from exact_ntk import bench, kernels
 from exact_ntk.gram.compute import TileComputer
 from exact_ntk.gram.fill import _Copy
-from exact_ntk.gram.plan import Source
+from exact_ntk.gram.sources import Source
 from exact_ntk.kernels.fused import gpu_launch
 from exact_ntk.regression.stage import solve_cells
 from exact_ntk.report.collect import collect

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from exact_ntk.gram import store as stores
-from exact_ntk.gram.plan import MOST_FILES, Request, Shelf, Source, plan_fills, shard_of, tile_side
+from exact_ntk.gram.plan import MOST_FILES, plan_fills, shard_of, tile_side
+from exact_ntk.gram.shelf import Request, Shelf
+from exact_ntk.gram.sources import Source
 from exact_ntk.gram.store import GramStore
 from exact_ntk.gram.tiles import Shape
 

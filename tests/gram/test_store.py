@@ -308,10 +308,8 @@ def test_a_lock_file_stays_until_every_array_has_the_tile(tmp_path: Path):
         assert path.exists() == stays
 
 
-def test_a_full_disk_is_said_before_the_start_and_during_a_write(tmp_path: Path, monkeypatch):
+def test_a_full_disk_is_said_during_a_write(tmp_path: Path, monkeypatch):
     store = filled(tmp_path, 4, leave_out=((1, 1),))
-    with pytest.raises(NtkError, match=r"tiles need .* MB, and the disk has"):
-        stores.check_space(store.path, 10**18, 1)
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -321,16 +319,6 @@ def test_a_full_disk_is_said_before_the_start_and_during_a_write(tmp_path: Path,
         store.write((1, 1), values(store, (1, 1)))
     monkeypatch.undo()
     assert not any(store.has(array, (1, 1)) for array in ARRAYS)
-
-
-def test_a_disk_without_inodes_is_said_before_the_start(tmp_path: Path, monkeypatch):
-    class Disk:
-        f_bavail, f_frsize, f_files, f_favail = 10**9, 4096, 1000, 20
-
-    monkeypatch.setattr(stores.os, "statvfs", lambda folder: Disk)
-    stores.check_space(tmp_path, 100, 20)
-    with pytest.raises(NtkError, match="need 21 files and the disk has 20 inodes free"):
-        stores.check_space(tmp_path, 100, 21)
 
 
 def test_unknown_readouts_and_depths_are_refused(tmp_path: Path):
