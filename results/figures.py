@@ -2,10 +2,13 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
+from exact_ntk.kernel_names import family_of
+from exact_ntk.kernels import Pass
 from exact_ntk.records import KernelRecord
 from exact_ntk.report.compare import read_results
-from exact_ntk.report.drawing import Line, panel, standalone
+from exact_ntk.report.drawing import Line, Panel, panel, standalone
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED, DOCS = ROOT / "results" / "published", ROOT / "docs"
@@ -16,6 +19,14 @@ CURVES = (
     ("CNTK-V", "vanilla", ("cifar10-2k-lossless", "cifar10-v-2k", "cifar10-v-curve")),
     ("CNTK-V, recompressed", "vanilla", ("cifar10-v-curve-jpeg", "cifar10-v-jpeg")),
 )
+# (label, name of the column, results that hold it), one draw of 2,000 images and the same 1,017 to test on.
+COLUMNS = (
+    ("CNTK-V", "CNTK-V-2K", "cifar10-2k-lossless"),
+    ("CNTK-GAP", "CNTK-GAP-2K", "cifar10-2k-lossless"),
+    ("Myrtle-10", "Myrtle", "cifar10-myrtle-2k"),
+    ("Myrtle-10, NNGP", "Myrtle-NNGP", "cifar10-myrtle-2k"),
+)
+SIDE = 32
 
 
 def cells(names: tuple[str, ...], readout: str) -> list[KernelRecord]:
@@ -37,12 +48,34 @@ def learning_curve() -> None:
     ticks = [125, 500, 2000, 10000, 50000]
     title = f"CIFAR-10, L = {DEPTH}"
     drawn = panel("learning-curve", title, lines, "training images n", "test accuracy (%)", ticks=ticks)
-    (DOCS / "learning-curve.svg").write_text(standalone(drawn.svg))
-    with (DOCS / "learning-curve.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(
-            [["line", "n_train", "draws", "n_test", "accuracy", "standard_error"], *rows]
-        )
+    _write(drawn, [["line", "n_train", "draws", "n_test", "accuracy", "standard_error"], *rows])
+
+
+def accuracy_against_cost() -> None:
+    """Accuracy on 2,000 training images against the work of a pair of images, each depth as if computed alone."""
+    lines, rows = [], []
+    for label, column, name in COLUMNS:
+        mine = [r for r in read_results(PUBLISHED / name).of_column(column) if isinstance(r, KernelRecord)]
+        mine = [r for r in mine if r.n_train == 2000]
+        jobs = [Pass(family_of(r.readout), (r.depth,), (r.readout,), True, True) for r in mine]
+        work = [float(job.entry_layers(1, SIDE, SIDE)) for job in jobs]
+        errors = [r.standard_error for r in mine]
+        lines.append(Line(label, [work], [[r.accuracy for r in mine]], errors))
+        found = zip(work, mine, strict=True)
+        rows += [[label, r.depth, int(w), r.n_train, r.n_test, r.accuracy, r.standard_error] for w, r in found]
+    title, ticks = "CIFAR-10, 2,000 training images", [1e4, 1e5, 1e6, 1e7]
+    x_label = "entry-layers a pair of images"
+    drawn = panel("accuracy-cost", title, lines, x_label, "test accuracy (%)", ticks=ticks)
+    _write(drawn, [["line", "depth", "entry_layers", "n_train", "n_test", "accuracy", "standard_error"], *rows])
+
+
+def _write(drawn: Panel, rows: list[list[Any]]) -> None:
+    """The figure, and the values in it."""
+    (DOCS / f"{drawn.name}.svg").write_text(standalone(drawn.svg))
+    with (DOCS / f"{drawn.name}.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 if __name__ == "__main__":
     learning_curve()
+    accuracy_against_cost()
