@@ -86,31 +86,35 @@ class Host:
                 os.kill(process, signal.SIGKILL)
 
 
+def connect(head: Host, *others: Host) -> None:
+    """A network of their own, with a switch at the head."""
+    for host in (head, *others):
+        ip("netns", "add", host.space)
+        ip("-n", host.space, "link", "set", "lo", "up")
+    ip("-n", head.space, "link", "add", "switch", "type", "bridge")
+    ip("-n", head.space, "addr", "add", f"{head.address}/24", "dev", "switch")
+    ip("-n", head.space, "link", "set", "switch", "up")
+    for host in others:
+        port = f"to-{host.name}"
+        ip("-n", head.space, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", host.space)
+        ip("-n", head.space, "link", "set", port, "master", "switch", "up")
+        ip("-n", host.space, "addr", "add", f"{host.address}/24", "dev", "eth0")
+        host.cable("up")
+
+
 @pytest.fixture
 def hosts(tmp_path_factory) -> Iterator[list[Host]]:
-    """A head, on which nothing computes, and two machines at its switch."""
+    """A head, on which nothing computes, and two machines that do."""
     pytest.importorskip("ray")
     if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare"))):
         pytest.skip("not root, or no ip and unshare to make network namespaces with")
     base = tmp_path_factory.mktemp("r")  # a short path: Ray's sockets lie in it
     found = [Host(name, k + 1, base / name) for k, name in enumerate(("head", "left", "right"))]
-    head, *others = found
     try:
         try:
-            for host in found:
-                ip("netns", "add", host.space)
-                ip("-n", host.space, "link", "set", "lo", "up")
+            connect(*found)
         except subprocess.CalledProcessError as error:
-            pytest.skip(f"no network namespaces here: {error.stderr!r}")
-        ip("-n", head.space, "link", "add", "switch", "type", "bridge")
-        ip("-n", head.space, "addr", "add", f"{head.address}/24", "dev", "switch")
-        ip("-n", head.space, "link", "set", "switch", "up")
-        for host in others:
-            port = f"to-{host.name}"
-            ip("-n", head.space, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", host.space)
-            ip("-n", head.space, "link", "set", port, "master", "switch", "up")
-            ip("-n", host.space, "addr", "add", f"{host.address}/24", "dev", "eth0")
-            host.cable("up")
+            pytest.skip(f"no network namespaces here, or no bridge between them: {error.stderr!r}")
         yield found
     finally:
         for host in found:
