@@ -180,7 +180,7 @@ def _solves(
     k_train, choice = cell.matrix(store, train, train), cell.column.ridge
     try:
         plan = plan_draw(cell, k_train, memory)
-        choosing = plan_ridge(cell, choice, k_train, memory) if isinstance(choice, RidgeChoice) else None
+        choosing = plan_ridge(cell, choice, k_train, memory, device) if isinstance(choice, RidgeChoice) else None
     except DoesNotFit as error:
         yield Part(column, f"{systems}{len(train):,} images", lacks=(f"{error}: {_more(memory, error, device)}",))
         return

@@ -14,6 +14,8 @@ from exact_ntk.regression.panels import WIDTH, Trapezoid
 
 # A factorisation that takes less, or less than its panels take to be written, is started again and not resumed.
 FILES_FROM_SECONDS, FILE_BYTES_PER_SECOND = 3.0, 5e8
+# Up to this size K is kept on a CPU too: its tiles take longer to be read several times than the system to be solved.
+HELD_BYTES = 1 << 30
 # Copies of the right-hand sides: the sides, the solution, and what triangular solves work on.
 SIDES = 6
 
@@ -44,9 +46,11 @@ class SolvePlan:
         worth = max(FILES_FROM_SECONDS, self.trapezoid.bytes / FILE_BYTES_PER_SECOND)
         return not self.in_memory or self.seconds(device) >= worth
 
-    def holds_matrix(self, device: torch.device) -> bool:
-        """Whether K itself is kept beside its factor: a GPU would mostly wait while it is read for a second time."""
-        return device.type == "cuda" and self.in_memory and self.bytes + 8 * self.n**2 <= self.budget
+    def kernel_bytes(self, device: torch.device) -> int:
+        """Of K where it is kept beside its factor, else 0: a GPU would mostly wait while it is read again."""
+        kernel = 8 * self.n**2
+        worth = device.type == "cuda" or kernel <= HELD_BYTES
+        return kernel if worth and self.in_memory and self.bytes + kernel <= self.budget else 0
 
     @property
     def flops(self) -> int:
@@ -78,7 +82,7 @@ class SolvePlan:
         trapezoid, rate = self.trapezoid, flops_per_second(device)
         panels = "1 panel" if len(trapezoid) == 1 else f"{len(trapezoid)} panels"
         held = "all in memory" if self.in_memory else f"in files, {len(self.groups)} groups of them in memory by turns"
-        kernel = 8 * self.n**2 if self.holds_matrix(device) else 0
+        kernel = self.kernel_bytes(device)
         beside = f" beside K, {gigabytes(kernel)}" if kernel else ""
         return (
             f"{self.n:,} images: {panels} of the factor, {gigabytes(trapezoid.bytes)}, {held}{beside}; takes "

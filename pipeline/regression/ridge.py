@@ -26,7 +26,7 @@ from exact_ntk.progress import duration, progress
 from exact_ntk.records import RidgeCurve
 from exact_ntk.regression.cholesky import Cholesky, NotPositiveDefinite
 from exact_ntk.regression.early_stopping import split
-from exact_ntk.regression.matrix import Matrix, Window, block, multiply, ridge_unit
+from exact_ntk.regression.matrix import Matrix, Window, block, multiply
 from exact_ntk.regression.panels import PanelFiles
 from exact_ntk.regression.plan import SolvePlan, flops_per_second, plan_solve
 
@@ -203,18 +203,19 @@ def choose_ridge(
     matrix: Matrix,
     y: Tensor,
     plan: ChoicePlan,
+    unit: float,
     files: Callable[[str], PanelFiles | None] = lambda _: None,
     errors: Errors | None = None,
     label: str = "ridge",
 ) -> RidgeCurve:
     """The ridge of least squared error over all outputs, the larger of equals, and the errors of all.
 
-    matrix: symmetric (n, n).  y: float64 (n, outputs), on the device that computes.  files: a ridge's name -> where the
-    panels of its factor are kept, if they are.  errors: those that are known, added to. Raises NtkError where no ridge
-    makes the matrix positive definite.
+    matrix: symmetric (n, n).  y: float64 (n, outputs), on the device that computes.  unit: what a ridge of 1 adds to
+    the diagonal.  files: a ridge's name -> where the panels of its factor are kept, if they are.  errors: those that
+    are known, added to. Raises NtkError where no ridge makes the matrix positive definite.
     """
     errors = errors or Errors()
-    grid, unit = plan.choice.grid, ridge_unit(matrix)
+    grid = plan.choice.grid
     missing = [ridge for ridge in grid if errors.of(ridge) is None]
     if missing and plan.by_eigen:
         found = _by_eigen(matrix, y, plan, missing, unit)

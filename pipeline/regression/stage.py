@@ -110,10 +110,10 @@ def plan_draw(cell: KernelCell, k_train: Matrix, memory: int) -> SolvePlan:
     return plan
 
 
-def plan_ridge(cell: KernelCell, choice: RidgeChoice, k_train: Matrix, memory: int) -> ChoicePlan:
-    """As `plan_draw`, for the choice of the draw's ridge."""
-    outputs = len(cell.images.classes)
-    return plan_choice(choice, k_train.shape[0], outputs, k_train.piece_bytes, _budget(cell, memory))
+def plan_ridge(cell: KernelCell, choice: RidgeChoice, k_train: Matrix, memory: int, device: torch.device) -> ChoicePlan:
+    """As `plan_draw`, for the choice of the draw's ridge, which K is held beside if it is for the solve."""
+    outputs, kernel = len(cell.images.classes), plan_draw(cell, k_train, memory).kernel_bytes(device)
+    return plan_choice(choice, k_train.shape[0], outputs, k_train.piece_bytes, _budget(cell, memory) - kernel)
 
 
 def _budget(cell: KernelCell, memory: int) -> int:
@@ -154,11 +154,11 @@ class Solver:
         k_train: Matrix = stored
         try:
             plan = plan_draw(cell, stored, self.memory)
-            chosen = self._chosen_ridge(cell, d, stored, path)
-            files = self._files(cell, plan, PanelFiles(path.with_suffix(".panels"), path.stem, plan.trapezoid))
             unit = ridge_unit(stored) if cell.column.ridge else 0.0
-            if plan.holds_matrix(self.device):
-                k_train = hold(k_train, self.device)
+            if plan.kernel_bytes(self.device):
+                k_train = hold(stored, self.device)
+            chosen = self._chosen_ridge(cell, d, (stored, k_train), unit, path)
+            files = self._files(cell, plan, PanelFiles(path.with_suffix(".panels"), path.stem, plan.trapezoid))
             record, alpha, outputs = _solve_draw(cell, d, (k_train, k_test), unit, self.device, plan, files, chosen)
         except (StoreError, Incomplete):
             raise
@@ -215,12 +215,18 @@ class Solver:
         except NoSpectrum as error:
             return {}, str(error)
 
-    def _chosen_ridge(self, cell: KernelCell, d: Draw, k_train: Matrix, path: Path) -> RidgeCurve | None:
-        """The draw's own ridge, where the column has it chosen; says once a column how."""
+    def _chosen_ridge(
+        self, cell: KernelCell, d: Draw, kernels: tuple[Matrix, Matrix], unit: float, path: Path
+    ) -> RidgeCurve | None:
+        """The draw's own ridge, where the column has it chosen; says once a column how.
+
+        kernels: of the training images, as stored, and as they are read here: perhaps held.
+        """
         choice = cell.column.ridge
         if not isinstance(choice, RidgeChoice):
             return None
-        plan = plan_ridge(cell, choice, k_train, self.memory)
+        stored, k_train = kernels
+        plan = plan_ridge(cell, choice, stored, self.memory, self.device)
         self._say(f"{cell.name}: {plan.words(self.device)}")
 
         def files(ridge: str) -> PanelFiles | None:
@@ -229,7 +235,7 @@ class Solver:
 
         y = targets(cell.images.y[d.train], len(cell.images.classes)).to(self.device)
         errors = Errors.read(path.with_suffix(ERRORS))
-        found = choose_ridge(k_train, y, plan, files, errors, f"{cell.name} L={cell.depth}")
+        found = choose_ridge(k_train, y, plan, unit, files, errors, f"{cell.name} L={cell.depth}")
         if found.at_the_top:
             self._say(
                 f"{cell.name} L={cell.depth}: the ridge {found.ridge:g} is the largest there was: give a larger "

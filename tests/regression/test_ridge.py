@@ -11,7 +11,7 @@ from exact_ntk.config import RidgeChoice
 from exact_ntk.errors import NtkError
 from exact_ntk.regression import ridge as ridges
 from exact_ntk.regression.cholesky import Cholesky
-from exact_ntk.regression.matrix import Held
+from exact_ntk.regression.matrix import Held, ridge_unit
 from exact_ntk.regression.panels import WIDTH, PanelFiles, Trapezoid
 from exact_ntk.regression.plan import DoesNotFit, SolvePlan
 from exact_ntk.regression.ridge import ChoicePlan, ErrorCurve, Errors, choose_ridge, leave_one_out, plan_choice
@@ -92,7 +92,7 @@ def files_in(folder: Path, n: int):
 
 
 def test_one_held_out_share_is_left_out(k, y):
-    found = choose_ridge(Held(k), y, plan_choice(choice("holdout"), N, 3, 0, 10**12))
+    found = choose_ridge(Held(k), y, plan_choice(choice("holdout"), N, 3, 0, 10**12), ridge_unit(Held(k)))
     out, mean = list(range(round(0.1 * N))), float(k.diagonal().mean())
     for ridge, error in zip(found.ridges, found.errors, strict=True):
         assert error == pytest.approx(float(left_out(k, y, ridge * mean, out).square().mean()), rel=1e-9)
@@ -101,18 +101,20 @@ def test_one_held_out_share_is_left_out(k, y):
 
 @pytest.mark.parametrize("select", ["loo", "holdout"])
 def test_factors_give_what_an_eigendecomposition_does(k, y, select: str, tmp_path: Path):
-    one = choose_ridge(Held(k), y, plan_choice(choice(select), N, 3, 0, 10**12))
-    other = choose_ridge(Held(k), y, by_factor(select))
+    one = choose_ridge(Held(k), y, plan_choice(choice(select), N, 3, 0, 10**12), ridge_unit(Held(k)))
+    other = choose_ridge(Held(k), y, by_factor(select), ridge_unit(Held(k)))
     assert other.ridge == one.ridge
     assert other.errors == pytest.approx(one.errors, rel=1e-9)
     plan = by_factor(select, groups=2)
-    assert choose_ridge(Held(k), y, plan, files_in(tmp_path, plan.factor.n)) == other  # the same bits
+    assert (
+        choose_ridge(Held(k), y, plan, ridge_unit(Held(k)), files_in(tmp_path, plan.factor.n)) == other
+    )  # the same bits
     assert not list(tmp_path.rglob("*.panel"))
 
 
 def test_an_interrupted_choice_goes_on_where_it_stopped(k, y, tmp_path: Path, monkeypatch):
     plan, kept = by_factor("loo", groups=2), tmp_path / "draw.ridge"
-    whole, files = choose_ridge(Held(k), y, by_factor("loo")), files_in(tmp_path, N)
+    whole, files = choose_ridge(Held(k), y, by_factor("loo"), ridge_unit(Held(k))), files_in(tmp_path, N)
     real, calls = Cholesky.inverse_diagonal, []
 
     def cut(self):
@@ -123,14 +125,14 @@ def test_an_interrupted_choice_goes_on_where_it_stopped(k, y, tmp_path: Path, mo
 
     with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
         patch.setattr(Cholesky, "inverse_diagonal", cut)
-        choose_ridge(Held(k), y, plan, files, Errors.read(kept))
+        choose_ridge(Held(k), y, plan, ridge_unit(Held(k)), files, Errors.read(kept))
     assert len(list(tmp_path.rglob("*.panel"))) == 2  # of the third ridge, to go on from
     with monkeypatch.context() as patch:
         patch.setattr(PanelFiles, "write", lambda *_: calls.append(0))
         patch.setattr(ridges, "leave_one_out", None)
         with pytest.raises(Exception, match=r"another factor's|No such file"):  # of the fourth, nothing is there
-            choose_ridge(Held(k), y, plan, files, Errors.read(kept))
-    assert choose_ridge(Held(k), y, plan, files, Errors.read(kept)) == whole
+            choose_ridge(Held(k), y, plan, ridge_unit(Held(k)), files, Errors.read(kept))
+    assert choose_ridge(Held(k), y, plan, ridge_unit(Held(k)), files, Errors.read(kept)) == whole
     kept.write_text("{")
     assert Errors.read(kept).found == {}
 
@@ -139,12 +141,12 @@ def test_an_indefinite_matrix_has_no_error(y):
     bad = torch.diag(torch.linspace(-0.05, 1, N, dtype=torch.float64))
     enough = choice("loo", to=1.0)
     for plan in (plan_choice(enough, N, 3, 0, 10**12), replace(by_factor("loo"), choice=enough)):
-        found = choose_ridge(Held(bad), y, plan)
+        found = choose_ridge(Held(bad), y, plan, ridge_unit(Held(bad)))
         assert found.errors[:7] == [None] * 7
         assert None not in found.errors[7:]
         assert found.ridge in found.ridges[7:]
     with pytest.raises(NtkError, match=r"no ridge up to 0\.1 makes the Gram matrix positive definite: give larger"):
-        choose_ridge(Held(bad), y, by_factor("loo"))
+        choose_ridge(Held(bad), y, by_factor("loo"), ridge_unit(Held(bad)))
 
 
 def test_the_cost_is_said_with_what_would_not_fit():

@@ -378,10 +378,26 @@ def test_the_way_is_said_and_recorded_and_what_cannot_fit_is_refused_with_the_nu
         solve_cells(table.kernel_cells, table.device, few)
     number = re.search(r"--memory is .*, and would have to be (.*)$", caplog.text, re.MULTILINE)
     assert solve_cells(table.kernel_cells, table.device, parse_bytes(number[1], "--memory")) == 8
-    assert re.search(r"CNTK-V-20: 20 images: 1 panel of .* all in memory; takes .* of .* GFLOP/s", caplog.text)
+    assert re.search(
+        r"CNTK-V-20: 20 images: 1 panel of .* all in memory beside K, .*; takes .* of .* GFLOP/s", caplog.text
+    )
     kept = [read_record(path, SolvedDraw) for path in (tmp_path / "solve").glob("*.json")]
     assert {draw.provenance["factor"] for draw in kept} == {"in memory"}
     assert all(draw.provenance["peak_resident_bytes"] > 50e6 for draw in kept)
+
+
+def test_a_small_matrix_is_held_with_the_same_bits(config_path: Path, tmp_path: Path, monkeypatch):
+    real, read = GramStore._read_tile, []
+    monkeypatch.setattr(GramStore, "_read_tile", lambda self, *what: read.append(what) or real(self, *what))
+    found = {}
+    for name, most in (("held", plan.HELD_BYTES), ("again", 0)):
+        monkeypatch.setattr(plan, "HELD_BYTES", most)
+        table = prepared(config_path, tmp_path / name, "columns.0.ridge=loo", "columns.0.flips=true")
+        read.clear()
+        solve(table)
+        found[name] = len(read), [kept["alpha"] for cell in table.kernel_cells for kept in cell.arrays()]
+    assert all(map(np.array_equal, found["held"][1], found["again"][1]))
+    assert found["held"][0] < 0.7 * found["again"][0]  # what is left is mostly of test images
 
 
 def test_a_disk_without_room_for_panels_is_said_or_refused(config_path: Path, tmp_path: Path, monkeypatch, caplog):
