@@ -76,7 +76,8 @@ class KernelMachine(BaseEstimator):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # Of an estimator `help` says all of it; the pages say what both share once.
-        cls.__doc__ = f"{cls.__doc__}\n{(KernelMachine.__doc__ or '').partition(chr(10))[2]}"
+        if cls.__doc__:
+            cls.__doc__ += f"\n{(KernelMachine.__doc__ or '').partition(chr(10))[2]}"
 
     def __init__(
         self,

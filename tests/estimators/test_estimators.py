@@ -184,3 +184,14 @@ def test_importing_the_package_imports_neither_torch_nor_scikit_learn():
     script = "import sys, exact_ntk; print([m for m in ('torch', 'sklearn', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_help_says_what_both_estimators_take_and_users_own_are_left_alone():
+    for estimator in (CNTKClassifier, CNTKRegressor):
+        assert "depth: L" in estimator.__doc__
+        assert estimator.__doc__.count("Parameters:") == 1
+
+    class Mine(CNTKRegressor):
+        pass
+
+    assert Mine.__doc__ is None
