@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from exact_ntk.device import describe
+from exact_ntk.errors import Incomplete
 from exact_ntk.provenance import read_provenance
 from exact_ntk.records import CellRecord, ColumnHead, MissingCell, Results
 from exact_ntk.report.paired import paired_differences
@@ -43,9 +44,12 @@ def collect(table: Table, pictures: bool = False) -> Collected:
     arrays: Arrays = {}
     for cell in table.cells:
         found = cell.record()
-        if found is None:
-            missing += filter(None, [cell.lacks()])
+        if found is None and (lacking := cell.lacks()):
+            missing.append(lacking)
             continue
+        found = found or cell.record()  # another process may have finished it since
+        if found is None:
+            raise Incomplete(f"{cell.name} at depth {cell.depth} changed while it was read: run the same command again")
         records.append(found[0])
         provenance[f"{cell.name}/{cell.depth}"] = found[1]
         arrays[cell.name, cell.depth] = cell.arrays()
