@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from exact_ntk.config import RidgeChoice
 from exact_ntk.disk import free_space
 from exact_ntk.errors import NtkError
 from exact_ntk.gram.fill import Filler
@@ -177,10 +176,10 @@ def _solves(
     (cell, k, _), store = max(wanted, key=lambda found: found[1].shape.side)
     train = cell.places[k].train
     systems = f"solve {len(wanted)} system{'s' * (len(wanted) > 1)} of "
-    k_train, choice = cell.matrix(store, train, train), cell.column.ridge
+    k_train = cell.matrix(store, train, train)
     try:
         plan = plan_draw(cell, k_train, memory)
-        choosing = plan_ridge(cell, choice, k_train, memory, device) if isinstance(choice, RidgeChoice) else None
+        choosing = plan_ridge(cell, k_train, plan, device)
     except DoesNotFit as error:
         yield Part(column, f"{systems}{len(train):,} images", lacks=(f"{error}: {_more(memory, error, device)}",))
         return

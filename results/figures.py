@@ -56,7 +56,6 @@ def accuracy_against_cost() -> None:
     lines, rows = [], []
     for label, column, name in COLUMNS:
         mine = [r for r in read_results(PUBLISHED / name).of_column(column) if isinstance(r, KernelRecord)]
-        mine = [r for r in mine if r.n_train == 2000]
         jobs = [Pass(family_of(r.readout), (r.depth,), (r.readout,), True, True) for r in mine]
         work = [float(job.entry_layers(1, SIDE, SIDE)) for job in jobs]
         errors = [r.standard_error for r in mine]

@@ -160,12 +160,9 @@ def _test_part(
         none = f"x_test holds no images: its shape is {arrays['x_test'].shape}"
         raise DataError(f"{name}: {none}; where there are none, give every column test: undrawn")
     x, y = _part(spec, name, arrays, "test")
-    if x.shape[1:] != x_train.shape[1:] or full_scale(x) != full_scale(x_train):
-        mend = (
-            ""
-            if full_scale(x) == full_scale(x_train)
-            else f", save x_{'test' if x.dtype == np.uint8 else 'train'} / 255"
-        )
+    one_scale = full_scale(x) == full_scale(x_train)
+    if x.shape[1:] != x_train.shape[1:] or not one_scale:
+        mend = "" if one_scale else f", save x_{'test' if x.dtype == np.uint8 else 'train'} / 255"
         raise DataError(
             f"{name}: x_train holds {x_train.dtype} images of shape {x_train.shape[1:]}, x_test {x.dtype} images of "
             f"shape {x.shape[1:]}: they should be alike{mend}"

@@ -110,10 +110,16 @@ def plan_draw(cell: KernelCell, k_train: Matrix, memory: int) -> SolvePlan:
     return plan
 
 
-def plan_ridge(cell: KernelCell, choice: RidgeChoice, k_train: Matrix, memory: int, device: torch.device) -> ChoicePlan:
-    """As `plan_draw`, for the choice of the draw's ridge, which K is held beside if it is for the solve."""
-    outputs, kernel = len(cell.images.classes), plan_draw(cell, k_train, memory).kernel_bytes(device)
-    return plan_choice(choice, k_train.shape[0], outputs, k_train.piece_bytes, _budget(cell, memory) - kernel)
+def plan_ridge(cell: KernelCell, k_train: Matrix, solve: SolvePlan, device: torch.device) -> ChoicePlan | None:
+    """How the draw's ridge is chosen before it is solved so, K held already if it is for that; None where it is given.
+
+    k_train is not read. Raises as `plan_choice`.
+    """
+    choice, outputs = cell.column.ridge, len(cell.images.classes)
+    if not isinstance(choice, RidgeChoice):
+        return None
+    left = solve.budget - solve.kernel_bytes(device)
+    return plan_choice(choice, k_train.shape[0], outputs, k_train.piece_bytes, left)
 
 
 def _budget(cell: KernelCell, memory: int) -> int:
@@ -157,7 +163,8 @@ class Solver:
             unit = ridge_unit(stored) if cell.column.ridge else 0.0
             if plan.kernel_bytes(self.device):
                 k_train = hold(stored, self.device)
-            chosen = self._chosen_ridge(cell, d, (stored, k_train), unit, path)
+            choosing = plan_ridge(cell, stored, plan, self.device)
+            chosen = self._chosen_ridge(cell, d, k_train, choosing, unit, path) if choosing else None
             files = self._files(cell, plan, PanelFiles(path.with_suffix(".panels"), path.stem, plan.trapezoid))
             record, alpha, outputs = _solve_draw(cell, d, (k_train, k_test), unit, self.device, plan, files, chosen)
         except (StoreError, Incomplete):
@@ -216,17 +223,9 @@ class Solver:
             return {}, str(error)
 
     def _chosen_ridge(
-        self, cell: KernelCell, d: Draw, kernels: tuple[Matrix, Matrix], unit: float, path: Path
-    ) -> RidgeCurve | None:
-        """The draw's own ridge, where the column has it chosen; says once a column how.
-
-        kernels: of the training images, as stored, and as they are read here: perhaps held.
-        """
-        choice = cell.column.ridge
-        if not isinstance(choice, RidgeChoice):
-            return None
-        stored, k_train = kernels
-        plan = plan_ridge(cell, choice, stored, self.memory, self.device)
+        self, cell: KernelCell, d: Draw, k_train: Matrix, plan: ChoicePlan, unit: float, path: Path
+    ) -> RidgeCurve:
+        """The draw's own ridge; says once a column how it is chosen."""
         self._say(f"{cell.name}: {plan.words(self.device)}")
 
         def files(ridge: str) -> PanelFiles | None:
