@@ -82,10 +82,11 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_suffix()}")
 
 
-def remove_partials(path: Path) -> None:
-    """Remove what killed writers of `path` have left beside it; only for whoever holds the lock under which it is
-    written."""
-    remove_leftovers(path.parent, f".{glob.escape(path.name)}.*.partial")
+def remove_partials(*paths: Path) -> None:
+    """Remove what killed writers of `paths` have left beside them; only for whoever holds the lock under which they are
+    written: `Lock.clear`."""
+    for path in paths:
+        remove_leftovers(path.parent, f".{glob.escape(path.name)}.*.partial")
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:

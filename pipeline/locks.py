@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exact_ntk.errors import NtkError
+from exact_ntk.files import remove_partials
 from exact_ntk.notices import warn_once
 
 # What `flock` says on a file system without locks: NFS without lockd, Lustre without -o flock, some FUSE and 9p ones.
@@ -25,6 +26,11 @@ class Lock:
     path: Path
     handle: int
     sure: bool
+
+    def clear(self, *paths: Path) -> None:
+        """Remove what killed writers of files that are written under this lock have left beside them."""
+        if self.sure:
+            remove_partials(*paths)
 
     def release(self, remove: bool = False) -> None:
         """Let go. remove: the file goes too, and whoever had it open takes a new one."""

@@ -35,7 +35,8 @@ def add_provenance(folder: Path, stage: str, device: "torch.device", **facts: An
     from exact_ntk.device import describe
 
     path = _path(folder, stage)
-    with locked(path.with_name(".lock")):
+    with locked(path.with_name(".lock")) as lock:
+        lock.clear(path)
         earlier = _read(path)
         summed = {k: round(earlier.get(k, 0) + v, 3) for k, v in facts.items() if isinstance(v, int | float)}
         write_json(path, {**facts, **summed, **describe(device)})

@@ -9,6 +9,7 @@ import yaml
 from exact_ntk.config import Config
 from exact_ntk.errors import ConfigError
 from exact_ntk.files import fingerprint, write_text
+from exact_ntk.locks import locked
 from exact_ntk.settings import load_config
 
 
@@ -38,7 +39,9 @@ class Workspace:
     def save_config(self) -> Path:
         """Keep the resolved config beside what it produces, one file for each variant; returns its path."""
         path = self.run / "configs" / f"{fingerprint(self.config.resolved())}.yaml"
-        write_text(path, self.yaml)
+        with locked(path.with_suffix(".lock"), remove=True) as lock:
+            lock.clear(path)
+            write_text(path, self.yaml)
         return path
 
 

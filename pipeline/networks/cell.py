@@ -183,7 +183,8 @@ class NetworkCell:
     def largest_lr(self, device: "torch.device") -> LargestRate:
         """The largest stable learning rate of the seed-0 network, computed once and kept, or why there is none."""
         path = self.largest_lr_path
-        with locked(path.with_suffix(".lock"), remove=True):  # other runs of the cell wait for it
+        with locked(path.with_suffix(".lock"), remove=True) as lock:  # other runs of the cell wait for it
+            lock.clear(path)
             if not path.exists():
                 self._find_largest_lr(path, device)
         return read_kept(path, LargestRate)

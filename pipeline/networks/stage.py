@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from exact_ntk.device import describe
 from exact_ntk.errors import ConfigError, NtkError
-from exact_ntk.files import fingerprint, remove_partials
+from exact_ntk.files import fingerprint
 from exact_ntk.kept import keep_record, remove
 from exact_ntk.locks import try_lock
 from exact_ntk.networks.cell import ALL, FIT, NetworkCell, RunKey
@@ -198,8 +198,7 @@ def train_run(
         if path.exists():
             remove(path.with_suffix(".pt"))
             return False
-        if lock.sure:
-            remove_partials(path)
+        lock.clear(path, path.with_suffix(".pt"))
         _train_and_record(cell, key, path, device, tell)
     finally:
         # Once the record is written: whoever had this file open finds the record and trains nothing.

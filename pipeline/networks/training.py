@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from exact_ntk.draws import permutation
 from exact_ntk.errors import StoreError
-from exact_ntk.files import remove_partials
 from exact_ntk.kept import is_whole, keep, set_aside
 from exact_ntk.networks.cnn import CNN
 from exact_ntk.networks.precision import Autocast, arithmetic
@@ -237,7 +236,6 @@ def train(
     or not.
     """
     run = TrainingRun(setting, data, fields)
-    remove_partials(checkpoint)
     if checkpoint.exists() and not is_whole(checkpoint):
         set_aside(checkpoint)
     if checkpoint.exists():

@@ -13,7 +13,6 @@ import torch
 from exact_ntk.config import RidgeChoice
 from exact_ntk.draws import Draw
 from exact_ntk.errors import Incomplete, NtkError, StoreError
-from exact_ntk.files import remove_partials
 from exact_ntk.gram.sources import Source
 from exact_ntk.gram.store import GramStore
 from exact_ntk.kept import keep_npz, keep_record, remove
@@ -144,9 +143,7 @@ class Solver:
         try:
             if cell.solved_path(k):
                 return False
-            if lock.sure:
-                remove_partials(path)
-                remove_partials(path.with_suffix(".npz"))
+            lock.clear(*(path.with_suffix(suffix) for suffix in (".json", ".npz", ERRORS)))
             self._solve(cell, k, source, store)
         finally:
             lock.release(remove=True)

@@ -242,6 +242,11 @@ def tile_files(folder: Path) -> list[Path]:
     return [p for p in (folder / "runs" / "tiny").glob("gram-*/*-L*/c/*/*") if p.name.isdigit()]
 
 
+def partials(folder: Path) -> list[Path]:
+    """Temporary files and folders."""
+    return [p for part in ("runs", "results") for p in (folder / part).rglob("*.partial")]
+
+
 def finished(folder: Path) -> dict[Path, tuple[int, int]]:
     """Every array of a tile, panel, solved draw and training run that is finished, and when it was written."""
     run = folder / "runs" / "tiny"
