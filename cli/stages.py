@@ -241,7 +241,8 @@ class Session:
 
     def report(self, as_json: bool = False) -> None:
         """The table and everything around it. Raises NtkError where cells failed, Incomplete where some are missing."""
-        from exact_ntk.report.tables import grid, notes, text_table
+        from exact_ntk.report.notes import notes
+        from exact_ntk.report.tables import grid, text_table
 
         results = self._report()
         show(text_table(results), [grid(results)], notes(results), results.json_value(), as_json)

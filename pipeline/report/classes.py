@@ -1,11 +1,12 @@
 """What is right and wrong class by class: confusion matrices and accuracies, from the outputs kept of each draw."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from exact_ntk.records import Results
-from exact_ntk.report.collect import Arrays
+from exact_ntk.records import ColumnHead
+from exact_ntk.report.collect import Collected
 
 # More classes than these are counted one by one, and no matrix of them is shown.
 MOST_CLASSES = 20
@@ -31,14 +32,14 @@ class ByClass:
         return 100 * np.divide(self.right, self.tested, out=np.full(len(self.right), np.nan), where=self.tested > 0)
 
 
-def by_class(results: Results, arrays: Arrays, classes: tuple[str, ...]) -> list[ByClass]:
-    """One for each column of the table that has a finished cell."""
-    found = []
-    for column in results.columns:
-        records = [r for r in results.of_column(column.name) if arrays.get((r.column, r.depth))]
-        if records:
+def by_class(columns: Iterable[ColumnHead], collected: Collected, most: int | None = None) -> list[ByClass]:
+    """One for each column that has a finished cell, or for the first `most` of these."""
+    found: list[ByClass] = []
+    for column in columns:
+        records = [r for r in collected.results.of_column(column.name) if collected.arrays.get((r.column, r.depth))]
+        if records and len(found) != most:
             depth = max(records, key=lambda r: r.accuracy).depth
-            found.append(_count(column.name, depth, arrays[column.name, depth], len(classes)))
+            found.append(_count(column.name, depth, collected.arrays[column.name, depth], len(collected.classes)))
     return found
 
 

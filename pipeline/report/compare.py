@@ -8,7 +8,7 @@ from exact_ntk.errors import ConfigError
 from exact_ntk.grids import aligned
 from exact_ntk.records import Results, read_record
 from exact_ntk.report.figures import unpaired_error
-from exact_ntk.report.tables import spread
+from exact_ntk.report.notes import spread
 
 ABSENT = "(absent)"
 

@@ -1,5 +1,7 @@
 """How the report's line figures look: one colour-blind-safe style, each line named at its end, one panel an SVG."""
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -13,6 +15,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
 WIDTH, HEIGHT = 4.6, 3.3  # inches: at 9 points readable also where the panel fills a phone
 NAME_HEIGHT = 0.17
+# Of a figure that has one for each column: more are not looked at, and a hundred take a minute to draw.
+MOST_PANELS = 12
 LEADER = {"arrowstyle": "-", "linestyle": ":", "linewidth": 1}
 
 
@@ -39,13 +43,21 @@ class Panel:
 
 @dataclass(frozen=True)
 class Drawing:
-    """caption: what to see.  rows: the values drawn, a header first."""
+    """caption: what to see.  rows: the values, a header first.  panels: `MOST_PANELS` at most, of `total`."""
 
     name: str
     title: str
     caption: str
     panels: list[Panel] = field(default_factory=list)
     rows: list[list[Any]] = field(default_factory=list)
+    total: int = 0
+
+    @property
+    def csv(self) -> str:
+        """The rows as text."""
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows(self.rows)
+        return out.getvalue()
 
 
 def panel(
@@ -87,7 +99,7 @@ def _drawn(
     height = max(HEIGHT, NAME_HEIGHT * len(lines) + 0.9)
     figure, axis = subplots(1, 1, (WIDTH, height))
     for k, line in enumerate(lines):
-        _draw(axis, line, COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)])
+        _draw(axis, line, COLOURS[k % len(COLOURS)], MARKERS[(k + k // len(COLOURS)) % len(MARKERS)])
     if zero:
         axis.axhline(0, linestyle="--", color="#888", linewidth=1)
     if ticks:
@@ -103,6 +115,38 @@ def _drawn(
     axis.spines[["top", "right"]].set_visible(False)
     _name_lines(axis, lines, height)
     return Panel(name, to_svg(figure, name), f"{title}, {y_label} against {x_label}. {_in_words(lines)}")
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One value of a panel of `dots`, with its standard error."""
+
+    label: str
+    value: float
+    error: float
+
+
+@lru_cache(maxsize=256)
+def dots(name: str, title: str, values: tuple[Dot, ...], label: str, zero: bool = False) -> Panel:
+    """One panel of values in rows, from the top down, where there is nothing to draw a line along.
+
+    zero: a dashed line there.
+    """
+    height = max(1.5, NAME_HEIGHT * len(values) + 0.9)
+    figure, axis = subplots(1, 1, (WIDTH, height))
+    places = range(len(values))
+    x, error = ([getattr(dot, of) for dot in values] for of in ("value", "error"))
+    axis.errorbar(x, places, xerr=error, linestyle="", marker="o", color=COLOURS[0], capsize=2, markersize=4)
+    if zero:
+        axis.axvline(0, linestyle="--", color="#888", linewidth=1)
+    axis.set_yticks(places, [dot.label for dot in values], fontsize=9)
+    axis.set_ylim(len(values) - 0.4, -0.6)
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel(label)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    words = "; ".join(f"{dot.label} {dot.value:.4g}, error {dot.error:.2g}" for dot in values)
+    return Panel(name, to_svg(figure, name), f"{title}, {label}. {words}.")
 
 
 def _draw(axis: Any, line: Line, colour: str, marker: str) -> None:

@@ -1,13 +1,16 @@
 """The report's line figures: what each draws of the records. None where there is nothing of the kind to draw."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from exact_ntk.records import KernelRecord, NetworkRecord, Results
-from exact_ntk.report.drawing import Drawing, Line, Panel, panel
+from exact_ntk.records import ColumnHead, KernelRecord, NetworkRecord, Results
+from exact_ntk.report.choices import choices_drawing
+from exact_ntk.report.drawing import MOST_PANELS, Dot, Drawing, Line, Panel, dots, panel
+from exact_ntk.report.layout import all_series, configured, leading
 
 TITLES = {
     "vanilla": "vanilla readout",
@@ -20,6 +23,7 @@ SAME = ("readout", "train", "test", "train_first", "train_last")
 # What networks of one line may differ in.
 APART = ("name", "width", "paper", "depths")
 BARS = "Bars: one standard error."
+MOST_LINES = 12  # of a panel of learning curves
 
 Record = KernelRecord | NetworkRecord
 
@@ -31,31 +35,51 @@ def pooling(readout: str) -> str:
 
 def drawings(results: Results) -> list[Drawing]:
     """Every figure that these records give, in the report's order."""
-    makers = (accuracy_drawing, difference_drawing, width_drawing, learning_drawing, ridge_drawing, curves_drawing)
+    makers = (
+        *(accuracy_drawing, learning_drawing, choices_drawing, difference_drawing, width_drawing),
+        *(ridge_drawing, curves_drawing),
+    )
     return [drawing for make in makers if (drawing := make(results))]
 
 
 def accuracy_drawing(results: Results) -> Drawing | None:
-    """Test accuracy against depth, a panel a readout, a line a column."""
-    panels = []
+    """Test accuracy against depth, a panel a readout, a line a column; where each has one depth, a row a column.
+
+    None where all of it is in the learning curves.
+    """
+    panels: list[Panel] = []
+    curves = learning_curves(results)
+    along = {r.column for curve in curves for r in curve.records}
     for readout, title in TITLES.items():
-        lines = []
-        for column in results.columns:
-            found = results.of_column(column.name)
-            if pooling(column.readout) == readout and found:
-                published = list(zip(column.depths, column.paper, strict=False))
-                lines.append(_line(column.name, found, [r.depth for r in found], published, column.model != "cnn"))
-        if lines:
-            panels.append(_accuracy_panel(f"accuracy-{readout}", title, lines, "depth L"))
+        heads = [c for c in results.columns if pooling(c.readout) == readout]
+        found = {c.name: records for c in heads if (records := results.of_column(c.name))}
+        if not found:
+            continue
+        name = f"accuracy-{readout}"
+        deep = any(c.paper for c in heads) or any(len(records) > 1 for records in found.values())
+        if deep or len(found) == 1:
+            lines = [_against_depth(c, found[c.name]) for c in heads if c.name in found]
+            panels.append(_accuracy_panel(name, title, lines, "depth L"))
+        elif not along >= found.keys():
+            best = sorted((r for records in found.values() for r in records), key=lambda r: -r.accuracy)
+            values = tuple(Dot(r.column, r.accuracy, r.standard_error) for r in best)
+            panels.append(dots(name, title, values, "test accuracy (%)"))
+    deep = any(len(c.depths) > 1 for c in results.columns)
     hollow = " Hollow: the paper." if any(c.paper for c in results.columns) else ""
+    asks = "Whether depth helps, and which column is ahead at each depth." if deep else "Which column is ahead."
     rows = [[r.column, r.depth, r.accuracy, r.standard_error] for r in results.records]
     return _drawing(
         "accuracy",
-        "Accuracy against depth",
-        f"Whether depth helps, and which column is ahead at each depth. {BARS}{hollow} Dashed: kernels.",
+        "Accuracy against depth" if deep else "Accuracy",
+        f"{asks} {BARS}{hollow} Dashed: kernels." if deep else f"{asks} {BARS}{hollow}",
         panels,
         [["column", "depth", "accuracy", "standard_error"], *rows],
     )
+
+
+def _against_depth(column: ColumnHead, found: list[Record]) -> Line:
+    published = list(zip(column.depths, column.paper, strict=False))
+    return _line(column.name, found, [r.depth for r in found], published, column.model != "cnn")
 
 
 def _line(label: str, found: list[Any], x: list[int], published: list[tuple[int, float]], dashed: bool) -> Line:
@@ -67,13 +91,15 @@ def _accuracy_panel(name: str, title: str, lines: list[Line], x_label: str) -> P
     return panel(name, title, lines, x_label, "test accuracy (%)", ticks=ticks)
 
 
-def _drawing(name: str, title: str, caption: str, panels: list[Panel], rows: list[list[Any]]) -> Drawing | None:
-    return Drawing(name, title, caption, panels, rows) if panels else None
+def _drawing(
+    name: str, title: str, caption: str, panels: list[Panel], rows: list[list[Any]], total: int = 0
+) -> Drawing | None:
+    return Drawing(name, title, caption, panels, rows, total) if panels else None
 
 
 def beside_kernel(results: Results) -> list[tuple[NetworkRecord, KernelRecord]]:
     """Each network cell with the kernel cell of the same images, trained ends and depth, where there is one."""
-    columns = {c["name"]: c for c in results.config["columns"]}
+    columns = configured(results)
 
     def shared(record: Record) -> str:
         return repr([record.depth, *(columns[record.column][key] for key in SAME)])
@@ -119,7 +145,7 @@ def difference_drawing(results: Results) -> Drawing | None:
 
 def _by_width(results: Results) -> list[list[NetworkRecord]]:
     """The records, by width, of every network that comes in at least two widths."""
-    columns = {c["name"]: c for c in results.config["columns"]}
+    columns = configured(results)
     groups: dict[str, list[NetworkRecord]] = {}
     for record in results.records:
         if isinstance(record, NetworkRecord):
@@ -153,64 +179,105 @@ def width_drawing(results: Results) -> Drawing | None:
     )
 
 
-def learning_drawing(results: Results) -> Drawing | None:
-    """Accuracy against the number of training images, a panel a kind of column, a line a depth."""
-    columns = {c["name"]: c for c in results.config["columns"]}
-    groups: dict[str, list[Record]] = {}
-    for record in results.records:
-        rest = {k: v for k, v in columns[record.column].items() if k not in ("name", "paper", "depths", "train")}
-        groups.setdefault(repr(rest), []).append(record)
-    panels: list[Panel] = []
-    rows: list[list[Any]] = []
-    for found in groups.values():
-        lines = []
+@dataclass(frozen=True)
+class LearningCurve:
+    """A series at a depth, with cells for at least two numbers of training images; records: by that number."""
+
+    series: str
+    depth: int
+    records: list[Record]
+
+
+def learning_curves(results: Results) -> list[LearningCurve]:
+    """Every curve that there is, in the order of the table."""
+    curves = []
+    for series in all_series(results):
+        found = [r for head in series.columns.values() for r in results.of_column(head.name)]
         for depth in sorted({r.depth for r in found}):
             mine = sorted((r for r in found if r.depth == depth), key=lambda r: r.n_train)
             if len({r.n_train for r in mine}) > 1:
-                lines.append(_line(f"L = {depth}", mine, [r.n_train for r in mine], [], found[0].model != "cnn"))
-                rows += [[r.column, r.depth, r.n_train, r.accuracy, r.standard_error] for r in mine]
-        if lines:
-            title = f"{found[0].model.upper()}, {TITLES[pooling(found[0].readout)]}"
-            panels.append(_accuracy_panel(f"learning-{len(panels)}", title, lines, "training images n"))
+                curves.append(LearningCurve(series.label, depth, mine))
+    return curves
+
+
+def learning_drawing(results: Results) -> Drawing | None:
+    """Accuracy against the number of training images, a line a curve; a panel a model and readout, or, where these have
+    many curves, a series."""
+    groups: dict[tuple[str, str], list[LearningCurve]] = {}
+    for curve in learning_curves(results):
+        groups.setdefault((curve.records[0].model, curve.records[0].readout), []).append(curve)
+    panels: list[Panel] = []
+    for (model, readout), curves in groups.items():
+        labels = list(dict.fromkeys(curve.series for curve in curves))
+        title = f"{model.upper()}, {TITLES[pooling(readout)]}" + f" ({readout})" * ("-" in readout)
+        if len(curves) <= MOST_LINES:
+            panels.append(_learning_panel(len(panels), title, curves))
+            continue
+        for label in labels:
+            of_series = [curve for curve in curves if curve.series == label]
+            panels.append(_learning_panel(len(panels), label if len(labels) > 1 else title, of_series))
     return _drawing(
         "learning",
         "Accuracy against training images",
-        f"What more training images are worth at each depth. {BARS}",
+        f"What more training images are worth. {BARS}",
         panels,
-        [["column", "depth", "n_train", "accuracy", "standard_error"], *rows],
+        [
+            ["column", "depth", "n_train", "accuracy", "standard_error"],
+            *(
+                [r.column, r.depth, r.n_train, r.accuracy, r.standard_error]
+                for curves in groups.values()
+                for curve in curves
+                for r in curve.records
+            ),
+        ],
     )
+
+
+def _learning_panel(place: int, title: str, curves: list[LearningCurve]) -> Panel:
+    """Each line is named by its series, its depth, or both: by what the others of the panel differ in."""
+    several, deep = (len({getattr(curve, of) for curve in curves}) > 1 for of in ("series", "depth"))
+    lines = []
+    for curve in curves:
+        label = ", ".join([curve.series] * several + [f"L = {curve.depth}"] * (deep or not several))
+        n = [r.n_train for r in curve.records]
+        lines.append(_line(label, curve.records, n, [], curve.records[0].model != "cnn"))
+    return _accuracy_panel(f"learning-{place}", title, lines, "training images n")
 
 
 def ridge_drawing(results: Results) -> Drawing | None:
     """The error that ridges were chosen by against the ridge, a panel a column, a colour a depth, a line a draw."""
-    panels: list[Panel] = []
+    found: list[tuple[str, list[Line], list[float]]] = []
     rows: list[list[Any]] = []
-    for column in results.columns:
+    for column in leading(results):
         lines, ticks = [], []
         for r in results.of_column(column.name):
             curves = [d.ridge for d in r.by_draw] if isinstance(r, KernelRecord) else []
-            found = {k: list(zip(c.ridges, c.errors, strict=True)) for k, c in enumerate(curves) if c}
-            known = [[(ridge, e) for ridge, e in curve if e is not None] for curve in found.values()]
+            errors = {k: list(zip(c.ridges, c.errors, strict=True)) for k, c in enumerate(curves) if c}
+            known = [[(ridge, e) for ridge, e in curve if e is not None] for curve in errors.values()]
             if known:
                 x, y = ([[point[of] for point in curve] for curve in known] for of in (0, 1))
                 lines.append(Line(f"L = {r.depth}", x, y))
-                ticks = [ridge for ridge, _ in next(iter(found.values()))][::4]
+                ticks = [ridge for ridge, _ in next(iter(errors.values()))][::4]
             rows += [
                 [r.column, r.depth, k, ridge, error, ridge == chosen.ridge]
                 for k, chosen in enumerate(curves)
                 if chosen
-                for ridge, error in found[k]
+                for ridge, error in errors[k]
             ]
         if lines:
-            words = ("ridge / mean(diag K)", "squared error, left out")
-            panels.append(panel(f"ridge-{len(panels)}", column.name, lines, *words, ticks=ticks, log_y=True))
+            found.append((column.name, lines, ticks))
+    words = ("ridge / mean(diag K)", "squared error, left out")
     return _drawing(
         "ridge",
         "How ridges were chosen",
         "The squared error of training images that were left out, over all outputs: each draw takes the ridge where "
         "its line is lowest. No test image has a part in it.",
-        panels,
+        [
+            panel(f"ridge-{name}", name, lines, *words, ticks=ticks, log_y=True)
+            for name, lines, ticks in found[:MOST_PANELS]
+        ],
         [["column", "depth", "draw", "ridge", "error", "chosen"], *rows],
+        len(found),
     )
 
 

@@ -2,8 +2,8 @@
 
 from exact_ntk.records import Results
 from exact_ntk.report.figures import Record, beside_kernel, unpaired_error
+from exact_ntk.report.notes import SOURCES
 from exact_ntk.report.paired import sureness, surest
-from exact_ntk.report.tables import SOURCES
 
 Sentences = tuple[str, str]
 

@@ -1,9 +1,7 @@
 """report.html: what was found, the table, the figures and where they came from, in one file that needs no other."""
 
 import base64
-import csv
 import html
-import io
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,11 +12,17 @@ from exact_ntk.canvas import heat_png
 from exact_ntk.records import ColumnHead, Results
 from exact_ntk.report.classes import MOST_CLASSES, ByClass, by_class
 from exact_ntk.report.collect import Collected
-from exact_ntk.report.drawing import Drawing
+from exact_ntk.report.drawing import MOST_PANELS, Drawing
 from exact_ntk.report.found import found, in_errors
+from exact_ntk.report.layout import is_wide, laid_out, leading
+from exact_ntk.report.notes import FAILED, MISSING, caveats, described, spread
 from exact_ntk.report.pictures import Apart
 from exact_ntk.report.spectra import without_spectrum
-from exact_ntk.report.tables import FAILED, MISSING, csv_table, depths, notes, spread
+from exact_ntk.report.tables import csv_table
+
+# Longer values of a figure lie in a file beside the page, which would else be too large to be sent.
+MOST_EMBEDDED = 100_000
+MOST_LOOSE = 7  # columns of a table that has room between them
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --paper: #fff; --shade: #f3f5f7; }
@@ -31,6 +35,8 @@ body { font: 1rem/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto
 h1 { margin-bottom: 0; } .sub, figcaption, .small { color: var(--soft); } .sub { margin-top: .2rem; }
 .found { font-size: 1.2rem; } a { color: inherit; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; overflow-wrap: normal; }
+.dense { font-size: .85rem; } .dense :is(th, td) { padding: .3rem .5rem; } tbody th { position: sticky; left: 0;
+  background: var(--paper); }
 th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { border-bottom: 2px solid var(--soft); } .small { display: block; font-size: .8rem; }
 .wide { overflow-x: auto; } .panels { display: flex; flex-wrap: wrap; gap: 1rem; }
@@ -50,7 +56,7 @@ pre { background: var(--shade); padding: 1rem; overflow-x: auto; font-size: .8re
 
 def page(collected: Collected, drawings: Sequence[Drawing], config_yaml: str) -> str:
     """The report; drawings: of the same records."""
-    results, classes = collected.results, by_class(collected.results, collected.arrays, collected.classes)
+    results, classes = collected.results, by_class(leading(collected.results), collected, MOST_PANELS)
     title = _text(results.name)
     body = [
         f"<h1>{title}</h1>",
@@ -59,10 +65,11 @@ def page(collected: Collected, drawings: Sequence[Drawing], config_yaml: str) ->
         "<h2>Test accuracy</h2>",
         _accuracies(results),
         f'<p class="links">{_link("table.csv", csv_table(results))}</p>',
-        _items(notes(results)[1:]),
+        _described(results),
+        _items(caveats(results)),
         *map(_figure, drawings),
         _items(without_spectrum(collected)),
-        _classes(classes, collected.classes),
+        _classes(classes, collected.classes, len(results.columns)),
         _pictures(collected.apart),
         _heat_maps(collected),
         _cost(results, collected.provenance),
@@ -103,18 +110,29 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], label: str, kin
     )
 
 
+def _described(results: Results) -> str:
+    """What the columns are; where they are many, behind a click."""
+    lines = described(results)
+    if not is_wide(results):
+        return _items(lines)
+    return f"<details><summary>What each row is</summary>{_items(lines)}</details>"
+
+
 def _accuracies(results: Results) -> str:
-    rows = [[str(d), *(_accuracy(results, column, d) for column in results.columns)] for d in depths(results)]
-    header = ["depth", *(_text(c.name) for c in results.columns)]
+    header, rows = laid_out(results, lambda column, depth: _accuracy(results, column, depth))
     said = "In %, ± its standard error."
     if any(c.paper for c in results.columns):
         said += " Paper: Arora et al. 2019, table 1; beside it ours minus theirs in standard errors (SE) of ours."
-    return _table(header, rows, "Test accuracy by depth and column") + f'<p class="small">{said}</p>'
+    return _laid_out(header, rows, "Test accuracy by depth and column") + f'<p class="small">{said}</p>'
+
+
+def _laid_out(header: Sequence[str], rows: Iterable[Sequence[str]], label: str) -> str:
+    """A table of `laid_out`, whose cells are HTML already and whose names are not."""
+    dense = "dense" if len(header) > MOST_LOOSE else ""
+    return _table([*map(_text, header)], [[_text(first), *rest] for first, *rest in rows], label, dense)
 
 
 def _accuracy(results: Results, column: ColumnHead, depth: int) -> str:
-    if depth not in column.depths:
-        return ""
     record, published = results.cell(column.name, depth), column.paper_value(depth)
     failed = any(m.failed and (m.column, m.depth) == (column.name, depth) for m in results.missing)
     ours = spread(record) if record else FAILED if failed else MISSING
@@ -129,26 +147,28 @@ def _figure(drawing: Drawing) -> str:
         f'<div>{p.svg.replace("<svg ", f"""<svg role="img" aria-label="{_text(p.words)}" """, 1)}</div>'
         for p in drawing.panels
     )
-    link = f'<span class="links">{_link(f"{drawing.name}.csv", as_csv(drawing.rows))}</span>'
+    name, text = f"{drawing.name}.csv", drawing.csv
+    link = _link(name, text) if len(text) <= MOST_EMBEDDED else f"Its values: figures/{name}, beside this page."
+    some = f" Of {drawing.total} columns {len(drawing.panels)} are drawn."
+    caption = drawing.caption + some * (len(drawing.panels) < drawing.total)
     return (
         f'<h2>{_text(drawing.title)}</h2><figure><div class="panels">{panels}</div>'
-        f"<figcaption>{_text(drawing.caption)} {link}</figcaption></figure>"
+        f'<figcaption>{_text(caption)} <span class="links">{link}</span></figcaption></figure>'
     )
 
 
-def as_csv(rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as CSV text."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue()
+def beside(drawings: Iterable[Drawing]) -> dict[str, str]:
+    """By their names, the files of values that are too large for the page."""
+    return {f"{d.name}.csv": d.csv for d in drawings if len(d.csv) > MOST_EMBEDDED}
 
 
-def _classes(columns: list[ByClass], names: tuple[str, ...]) -> str:
+def _classes(columns: list[ByClass], names: tuple[str, ...], of: int) -> str:
     if not columns:
         return ""
     header = ["class", *(f"{_text(c.column)}/{c.depth}" for c in columns)]
     rows = [[_text(n), *(_percent(c.accuracy[k]) for c in columns)] for k, n in enumerate(names)]
-    text = "<h2>Class by class</h2><p>Each column at its best depth: which classes it gets right, in %.</p>"
+    text = "<h2>Class by class</h2><p>Each column at its best depth: which classes it gets right, in %."
+    text += f" Of {of} columns {len(columns)} are shown.</p>" if of > MOST_PANELS else "</p>"
     text += _table(header, rows, "Accuracy by class and column")
     if len(names) > MOST_CLASSES:
         return text + f"<p>Confusion matrices are shown up to {MOST_CLASSES} classes; here are {len(names)}.</p>"
@@ -203,14 +223,14 @@ def _one_way(apart: Apart) -> str:
 
 
 def _heat_maps(collected: Collected) -> str:
-    rows = []
-    for column in collected.results.columns:
+    rows: list[str] = []
+    for column in leading(collected.results):
         maps = [
             _heat_map(column.name, depth, draws[0]["heat_map"])
             for (name, depth), draws in collected.arrays.items()
             if name == column.name and draws and "heat_map" in draws[0]
         ]
-        if maps:
+        if maps and len(rows) < MOST_PANELS:
             rows.append(f'<h3>{_text(column.name)}</h3><div class="panels maps">{"".join(maps)}</div>')
     if not rows:
         return ""
@@ -238,11 +258,7 @@ def _cost(results: Results, provenance: dict[str, Any]) -> str:
         key: sum(part.get("seconds", 0.0) for part in (*made.get("draws", ()), *made.get("runs", ())))
         for key, made in provenance.get("cells", {}).items()
     }
-    header = ["depth", *(_text(c.name) for c in results.columns)]
-    rows = [
-        [str(d), *(_seconds(cells.get(f"{c.name}/{d}")) if d in c.depths else "" for c in results.columns)]
-        for d in depths(results)
-    ]
+    header, rows = laid_out(results, lambda column, depth: _seconds(cells.get(f"{column.name}/{depth}")))
     stages = [
         [
             _text(stage),
@@ -253,7 +269,7 @@ def _cost(results: Results, provenance: dict[str, Any]) -> str:
         for stage, facts in provenance.get("stages", {}).items()
     ]
     text = "<h2>Cost</h2><p>Seconds of a cell: solving its draws, or training its runs. The Gram matrices, which give "
-    text += "every depth in one pass, are in the second table.</p>" + _table(
+    text += "every depth in one pass, are in the second table.</p>" + _laid_out(
         header, rows, "Seconds by depth and column"
     )
     if stages:

@@ -7,7 +7,8 @@ import numpy as np
 
 from exact_ntk.records import ColumnHead
 from exact_ntk.report.collect import Collected
-from exact_ntk.report.drawing import Drawing, Line, Panel, panel
+from exact_ntk.report.drawing import MOST_PANELS, Drawing, Line, Panel, panel
+from exact_ntk.report.layout import leading
 
 # Points of a line: more can be seen neither on a screen nor on paper.
 MOST_POINTS = 60
@@ -27,9 +28,9 @@ def _firsts(collected: Collected, column: ColumnHead, key: str) -> list[tuple[in
 
 def spectrum_drawing(collected: Collected) -> Drawing:
     """Eigenvalues against their place, a panel a column, a line a depth."""
-    panels: list[Panel] = []
+    found: list[tuple[str, list[Line]]] = []
     rows: list[list[Any]] = [["column", "depth", "place", "eigenvalue_over_largest"]]
-    for column in collected.results.columns:
+    for column in leading(collected.results):
         lines = []
         for depth, arrays in _firsts(collected, column, "eigenvalues"):
             values = arrays["eigenvalues"] / arrays["eigenvalues"][0]
@@ -38,36 +39,46 @@ def spectrum_drawing(collected: Collected) -> Drawing:
             at = places[values[places - 1] > SMALLEST]
             lines.append(Line(f"L = {depth}", [at.tolist()], [values[at - 1].tolist()]))
         if lines:
-            ticks = _decades(max(line.x[0][-1] for line in lines))
-            words = ("place", "eigenvalue over the largest")
-            panels.append(panel(f"spectrum-{column.name}", column.name, lines, *words, ticks=ticks, log_y=True))
+            found.append((column.name, lines))
     caption = (
         "How fast the eigenvalues of the Gram matrix fall: the flatter, the more directions a network learns early, "
         "and the better conditioned the system. The first draw, ridge included. Drawn, and in the CSV, are at most "
         f"{MOST_POINTS} of them: ntk export --what spectrum gives all."
     )
-    return Drawing("spectrum", "Spectra", caption, panels, rows)
+    panels = _panels("spectrum", found, ("place", "eigenvalue over the largest"), log_y=True)
+    return Drawing("spectrum", "Spectra", caption, panels, rows, len(found))
 
 
 def flow_drawing(collected: Collected) -> Drawing:
     """Test accuracy of the infinitely wide network over training time, a panel a column, a line a depth."""
-    panels: list[Panel] = []
+    found: list[tuple[str, list[Line]]] = []
     rows: list[list[Any]] = [["column", "depth", "time_times_largest_eigenvalue", "training_loss", "test_accuracy"]]
-    for column in collected.results.columns:
+    for column in leading(collected.results):
         lines = []
         for depth, arrays in _firsts(collected, column, "flow_time"):
             time, loss, test = (arrays[key].tolist() for key in ("flow_time", "flow_loss", "flow_test"))
             lines.append(Line(f"L = {depth}", [time], [test]))
             rows += [[column.name, depth, *values] for values in zip(time, loss, test, strict=True)]
         if lines:
-            ticks = _decades(max(line.x[0][-1] for line in lines))
-            words = ("training time × largest eigenvalue", "test accuracy (%)")
-            panels.append(panel(f"flow-{column.name}", column.name, lines, *words, ticks=ticks))
+            found.append((column.name, lines))
     caption = (
         "Whether training to the end, which is kernel regression, is worth it: a line that falls on the right would "
         "gain by early stopping. Gradient flow from f = 0 on the first draw; the CSV has its training loss too."
     )
-    return Drawing("flow", "Gradient flow", caption, panels, rows)
+    panels = _panels("flow", found, ("training time × largest eigenvalue", "test accuracy (%)"))
+    return Drawing("flow", "Gradient flow", caption, panels, rows, len(found))
+
+
+def _panels(name: str, found: list[tuple[str, list[Line]]], words: tuple[str, str], log_y: bool = False) -> list[Panel]:
+    """A panel a column, of the first ones."""
+    return [
+        panel(
+            *(f"{name}-{column}", column, lines, *words),
+            ticks=_decades(max(line.x[0][-1] for line in lines)),
+            log_y=log_y,
+        )
+        for column, lines in found[:MOST_PANELS]
+    ]
 
 
 def _decades(most: float) -> Sequence[float]:

@@ -9,7 +9,7 @@ from exact_ntk.records import Results, read_record
 from exact_ntk.report.collect import Collected
 from exact_ntk.report.drawing import standalone
 from exact_ntk.report.figures import drawings
-from exact_ntk.report.page import page
+from exact_ntk.report.page import beside, page
 from exact_ntk.report.spectra import kept_drawings
 from exact_ntk.report.tables import csv_table, latex_table, markdown_table
 
@@ -69,14 +69,15 @@ def write_report(collected: Collected, config_yaml: str, folder: Path) -> None:
         write_text(folder / "table.md", markdown_table(results))
         write_text(folder / "table.csv", csv_table(results))
         write_text(folder / "table.tex", latex_table(results))
-        _write_figures(folder / "figures", {f"{p.name}.svg": standalone(p.svg) for d in made for p in d.panels})
+        panels = {f"{p.name}.svg": standalone(p.svg) for d in made for p in d.panels}
+        _write_figures(folder / "figures", panels | beside(made))
         write_text(folder / "report.html", page(collected, made, config_yaml))
 
 
 def _write_figures(folder: Path, figures: dict[str, str]) -> None:
-    """Those of an earlier table that this one lacks go."""
+    """Panels and their values; those of an earlier table that this one lacks go."""
     for name, svg in figures.items():
         write_text(folder / name, svg)
-    for old in folder.glob("*.svg"):
-        if old.name not in figures:
+    for old in folder.glob("*"):
+        if old.suffix in (".svg", ".csv") and old.name not in figures:
             old.unlink()

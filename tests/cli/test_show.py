@@ -13,7 +13,8 @@ from exact_ntk.cli import console
 from exact_ntk.cli.console import steady_streams
 from exact_ntk.cli.show import show
 from exact_ntk.records import Results
-from exact_ntk.report.tables import grid, notes, text_table
+from exact_ntk.report.notes import notes
+from exact_ntk.report.tables import grid, text_table
 from tests.cli.test_cli import ntk
 from tests.conftest import digit_arrays
 from tests.made_up import made_up_table

@@ -21,7 +21,7 @@ from exact_ntk.regression.plan import DoesNotFit, SolvePlan
 from exact_ntk.regression.solve import targets
 from exact_ntk.regression.stage import solve_cells
 from exact_ntk.report.collect import collect
-from exact_ntk.report.tables import notes
+from exact_ntk.report.notes import notes
 from exact_ntk.settings import load_config
 from exact_ntk.table import Table
 from tests.made_up import fill, once_filled, table_of

@@ -67,7 +67,7 @@ def test_how_ridges_were_chosen_is_drawn_a_line_a_draw(results: Results):
     curve = RidgeCurve(select="loo", ridge=1e-2, ridges=[1e-4, 1e-3, 1e-2], errors=[None, 0.2, 0.1])
     draw = results.records[0].by_draw[0].model_copy(update={"ridge": curve})
     drawing = ridge_drawing(replaced(results, "CNTK-GAP", by_draw=[draw, draw], ridge=None))
-    assert [p.name for p in drawing.panels] == ["ridge-0"]
+    assert [p.name for p in drawing.panels] == ["ridge-CNTK-GAP"]
     assert "L = 3 from 0.2 at 0.001 to 0.1 at 0.01" in drawing.panels[0].words
     assert drawing.rows[1] == ["CNTK-GAP", 3, 0, 1e-4, None, False]
     assert [row[2:] for row in drawing.rows[-2:]] == [[1, 1e-3, 0.2, False], [1, 1e-2, 0.1, True]]
@@ -98,6 +98,7 @@ def test_columns_that_differ_in_n_alone_give_a_learning_curve(results: Results):
     more = results.model_copy(
         update={
             "config": {**results.config, "columns": [*results.config["columns"], small]},
+            "columns": [*results.columns, results.columns[0].model_copy(update={"name": "small"})],
             "records": [*results.records, record],
         }
     )

@@ -4,7 +4,8 @@ import csv
 import io
 
 from exact_ntk.records import Divergence, Results
-from exact_ntk.report.tables import csv_table, grid, latex_table, markdown_table, notes, text_table
+from exact_ntk.report.notes import notes
+from exact_ntk.report.tables import csv_table, grid, latex_table, markdown_table, text_table
 from tests.made_up import DRAW, replaced, with_networks
 
 

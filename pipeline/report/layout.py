@@ -1,0 +1,110 @@
+"""How a table is laid out: its columns side by side or, where they are many, in rows.
+
+Columns that differ in their training images alone are a series: they are one row of a wide table, and one line of a
+figure.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from exact_ntk.grids import Grid
+from exact_ntk.records import ColumnHead, Results
+
+# More columns than these fit side by side neither on a page nor on a terminal.
+MOST_ACROSS = 12
+# What columns of a series may differ in.
+APART = ("name", "paper", "depths", "train")
+
+
+@dataclass(frozen=True)
+class Series:
+    """label: what the columns' names share.  columns: by the number of training images that the config asks for."""
+
+    label: str
+    columns: dict[int | str, ColumnHead]
+
+    @property
+    def last(self) -> ColumnHead:
+        """The column of most training images."""
+        return list(self.columns.values())[-1]
+
+
+def is_wide(results: Results) -> bool:
+    """Whether there are more columns than fit side by side."""
+    return len(results.columns) > MOST_ACROSS
+
+
+def configured(results: Results) -> dict[str, dict[str, Any]]:
+    """What the config says of each column, by its name."""
+    return {column["name"]: column for column in results.config["columns"]}
+
+
+def all_series(results: Results) -> list[Series]:
+    """Every column in its series, in the order of the table."""
+    groups: dict[str, list[dict[int | str, ColumnHead]]] = {}
+    asked = configured(results)
+    for head in results.columns:
+        column = asked[head.name]
+        alike = groups.setdefault(repr({k: v for k, v in column.items() if k not in APART}), [])
+        n = column["train"]["n"]
+        place = next((found for found in alike if n not in found), None)
+        if place is None:
+            alike.append(place := {})
+        place[n] = head
+    series = [
+        dict(sorted(columns.items(), key=lambda item: _number(item[0])))
+        for alike in groups.values()
+        for columns in alike
+    ]
+    labels = [_shared([head.name for head in columns.values()]) for columns in series]
+    return [
+        Series(label if label and labels.count(label) == 1 else next(iter(columns.values())).name, columns)
+        for label, columns in zip(labels, series, strict=True)
+    ]
+
+
+def _number(n: int | str) -> float:
+    return float("inf") if n == "all" else float(n)
+
+
+def _shared(names: list[str]) -> str:
+    """V-flips for V-flips-10 and V-flips-20."""
+    begin = "".join(signs[0] for signs in takewhile(lambda signs: len(set(signs)) == 1, zip(*names, strict=False)))
+    return names[0] if len(names) == 1 else re.sub(r"[-_ =]*(?:n=?)?\d*$", "", begin)
+
+
+def leading(results: Results) -> list[ColumnHead]:
+    """The columns, those first that have the most training images of their series: what a page of few figures shows."""
+    lasts = [series.last for series in all_series(results)]
+    first = [head for head in results.columns if head in lasts]
+    return first + [head for head in results.columns if head not in lasts]
+
+
+def depths(results: Results) -> list[int]:
+    """Every depth of the table, in order."""
+    return sorted({d for c in results.columns for d in c.depths})
+
+
+def laid_out(results: Results, cell: Callable[[ColumnHead, int], str]) -> Grid:
+    """Header and rows of what `cell` says of a column at a depth: a row a depth, of a wide table a row a series."""
+    down = depths(results)
+    if not is_wide(results):
+        rows = [[str(d), *(cell(c, d) if d in c.depths else "" for c in results.columns)] for d in down]
+        return ["depth", *(c.name for c in results.columns)], rows
+    found = all_series(results)
+    numbers = sorted({n for series in found for n in series.columns}, key=_number)
+    if len(numbers) == 1:
+        header, places = ["column", *(f"depth {d}" for d in down)], {"": [(numbers[0], d) for d in down]}
+    else:
+        places = {f" at depth {d}" * (len(down) > 1): [(n, d) for n in numbers] for d in down}
+        header = ["column" if len(down) > 1 else f"depth {down[0]}", *(f"n = {n}" for n in numbers)]
+    rows = []
+    for series in found:
+        for at, across in places.items():
+            heads = [(series.columns.get(n), d) for n, d in across]
+            row = [cell(head, d) if head and d in head.depths else "" for head, d in heads]
+            rows += [[series.label + at, *row]] if any(row) else []
+    return header, rows

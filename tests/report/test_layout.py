@@ -1,0 +1,162 @@
+"""Tables of many columns: in rows that a page and a terminal hold, with few figures and all values."""
+
+import csv
+import io
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exact_ntk.records import ColumnHead, PairedDifference, Results, RidgeCurve
+from exact_ntk.report import figures, layout, page, spectra
+from exact_ntk.report.choices import choices_drawing
+from exact_ntk.report.collect import Collected
+from exact_ntk.report.figures import accuracy_drawing, drawings, learning_drawing
+from exact_ntk.report.notes import caveats, described
+from exact_ntk.report.spectra import kept_drawings
+from exact_ntk.report.tables import grid, latex_table, markdown_table
+from exact_ntk.report.write import write_report
+from tests.made_up import DRAW, IMAGES, collected, kernel_record, made_up_table
+
+NUMBERS = (10, 160, 40, "all")
+KINDS = {"V": {}, "V-loo": {"ridge": {"select": "loo"}}, "V-flips": {"flips": True}, "LAP-4": {"readout": "lap-4"}}
+CURVE = RidgeCurve(select="loo", ridge=0.1, ridges=[0.01, 0.1], errors=[2.0, 1.0])
+
+
+def many(numbers=NUMBERS, depths=(6,)) -> Results:
+    """Every kind at every number of training images; n = 500 where all are asked for, accuracy n / 10 + depth."""
+    columns, heads, records, paired = [], [], [], []
+    for n, (kind, keys) in product(numbers, KINDS.items()):
+        name, images = f"{kind}-{n}", 500 if n == "all" else n
+        columns.append({"name": name, "readout": "vanilla", **IMAGES, "train": {"n": n, "draws": 2}, **keys})
+        readout = columns[-1]["readout"]
+        heads.append(ColumnHead(name=name, model="cntk", readout=readout, depths=list(depths), paper=[]))
+        draw = DRAW.model_copy(update={"ridge": CURVE if "ridge" in keys else None})
+        more = {"readout": readout, "n_train": images, "draws": 2, "by_draw": [draw, draw], "flips": "flips" in keys}
+        if "flips" in keys:
+            more["preprocessed"] = f"ZCA fitted on the draw's {images} training images"
+        records += [kernel_record(name, depth, images / 10 + depth, **more) for depth in depths]
+        if kind != "V":
+            found = {"column": name, "minus": f"V-{n}", "difference": 1.5, "standard_error": 0.5}
+            paired += [PairedDifference(**found, depth=depth) for depth in depths]
+    config = {**made_up_table().config, "columns": columns}
+    return made_up_table().model_copy(
+        update={"config": config, "columns": heads, "records": records, "paired": paired, "missing": []}
+    )
+
+
+def test_columns_that_differ_in_training_images_are_a_row():
+    header, rows = grid(many())
+    assert header == ["depth 6", "n = 10", "n = 40", "n = 160", "n = all"]
+    assert [row[0] for row in rows] == list(KINDS)
+    assert rows[0][1:] == ["7.00 ± 0.50", "10.00 ± 0.50", "22.00 ± 0.50", "56.00 ± 0.50"]
+    assert all(len(line) < 120 for line in markdown_table(many()).splitlines() if line.startswith("|"))
+    assert r"V-flips & 7.00" in latex_table(many())
+
+
+def test_several_depths_are_rows_of_their_own_and_one_number_leaves_columns_by_depth(monkeypatch):
+    header, rows = grid(many(depths=(3, 6)))
+    assert header[0] == "column"
+    assert [row[0] for row in rows[:3]] == ["V at depth 3", "V at depth 6", "V-loo at depth 3"]
+    monkeypatch.setattr(layout, "MOST_ACROSS", 3)
+    header, rows = grid(many(numbers=(10,), depths=(3, 6)))
+    assert header == ["column", "depth 3", "depth 6"]
+    assert rows[1] == ["V-loo-10", "4.00 ± 0.50", "7.00 ± 0.50"]
+
+
+def test_a_table_of_few_columns_is_a_row_a_depth(results: Results):
+    assert not layout.is_wide(results)
+    assert grid(results)[0][0] == "depth"
+
+
+@given(st.lists(st.integers(1, 2000), min_size=1, max_size=6, unique=True))
+def test_a_series_is_named_by_what_its_columns_share(numbers: list[int]):
+    found, leading = layout.all_series(many(numbers)), [head.name for head in layout.leading(many(numbers))]
+    last = [f"{kind}-{max(numbers)}" for kind in KINDS]
+    assert [series.label for series in found] == (list(KINDS) if len(numbers) > 1 else last)
+    assert all(list(series.columns) == sorted(numbers) for series in found)
+    assert leading[: len(KINDS)] == last
+    assert sorted(leading) == sorted(head.name for head in many(numbers).columns)
+
+
+def test_series_whose_names_share_nothing_keep_a_column_s_name():
+    table = many(numbers=(10, 20))
+    names = {"V-10": "small", "V-20": "large"}
+    for column in table.config["columns"]:
+        column["name"] = names.get(column["name"], column["name"])
+    heads = [head.model_copy(update={"name": names.get(head.name, head.name)}) for head in table.columns]
+    found = layout.all_series(table.model_copy(update={"columns": heads, "records": []}))
+    assert [series.label for series in found] == ["small", "V-loo", "V-flips", "LAP-4"]
+
+
+def test_what_all_columns_share_is_said_once():
+    ridges = "ridges chosen 0.1 (8 of 8 the largest there were) at depth 6"
+    assert described(many()) == [
+        "All: tested on 100, mean of 2 draws.",
+        f"V-loo: each draw's ridge by leave-one-out error, {ridges}.",
+        "V-flips: ZCA fitted on the draw's training images, with mirror images.",
+    ]
+    assert len(caveats(many())) == 12
+    assert caveats(many(numbers=range(10, 30)))[0].startswith("60 paired differences, image by image: drawn in")
+
+
+def test_what_a_choice_is_worth_is_drawn_against_images_depth_or_in_rows():
+    drawing = choices_drawing(many())
+    titles = [p.words.partition(",")[0] for p in drawing.panels]
+    assert titles == ["ridge by loo minus ridge 0", "mirror images minus none", "lap-4 minus vanilla"]
+    assert "V from 1.5 at 10 to 1.5 at 500" in drawing.panels[0].words
+    assert drawing.rows[1] == ["ridge by loo minus ridge 0", "V-loo-10", "V-10", 6, 10, 1.5, 0.5]
+    by_depth = choices_drawing(many(numbers=(10,), depths=(3, 6)))
+    assert "against depth L. V-10 from 1.5 at 3 to 1.5 at 6." in by_depth.panels[0].words
+    rows = choices_drawing(many(numbers=(10,)))
+    assert rows.panels[0].words.endswith("difference in accuracy (points). V-10 1.5, error 0.5.")
+
+
+def test_learning_curves_stand_in_for_accuracy_and_else_it_is_rows():
+    assert accuracy_drawing(many()) is None
+    assert [len(p.words.split(";")) for p in learning_drawing(many()).panels] == [3, 1]
+    rows = accuracy_drawing(many(numbers=(10,)))
+    assert "V-flips-10 7, error 0.5" in rows.panels[0].words
+    assert rows.title == "Accuracy"
+    deep = learning_drawing(many(depths=(3, 6)))
+    assert "V-loo, L = 6 from" in deep.panels[0].words
+
+
+def test_many_learning_curves_are_a_panel_a_series():
+    found = learning_drawing(many(depths=(3, 4, 5, 6, 7)))
+    assert [p.words.partition(",")[0] for p in found.panels] == ["V", "V-loo", "V-flips", "CNTK"]
+
+
+@pytest.fixture
+def wide() -> Collected:
+    found = collected(many(numbers=range(10, 14)))
+    for draws in found.arrays.values():
+        draws[0] |= {"eigenvalues": np.array([2.0, 1.0]), **{f"flow_{k}": np.ones(2) for k in ("time", "loss", "test")}}
+    return replace(found, apart=[])
+
+
+def test_a_page_of_many_columns_holds_few_figures_and_links_every_value(wide, tmp_path: Path, monkeypatch):
+    for module in (figures, spectra, page):
+        monkeypatch.setattr(module, "MOST_PANELS", 2)
+    monkeypatch.setattr(page, "MOST_EMBEDDED", 500)
+    drawn = {d.name: d for d in (*drawings(wide.results), *kept_drawings(wide))}
+    assert [len(drawn[name].panels) for name in ("ridge", "spectrum", "flow")] == [2, 2, 2]
+    assert drawn["spectrum"].panels[0].name == "spectrum-V-13"
+    write_report(wide, "name: made\n", tmp_path / "made")
+    html = (tmp_path / "made" / "report.html").read_text()
+    assert "Of 16 columns 2 are drawn." in html
+    assert "Of 16 columns 2 are shown." in html
+    assert html.count('alt="Gram matrix of') == 2
+    beside = sorted(p.name for p in (tmp_path / "made" / "figures").glob("*.csv"))
+    assert "spectrum.csv" in beside
+    assert all(f"figures/{name}, beside this page" in html for name in beside)
+    assert 'download="table.csv"' in html
+    rows = list(csv.reader(io.StringIO((tmp_path / "made" / "figures" / "spectrum.csv").read_text())))
+    assert len(rows) == 1 + 16 * 2
+    monkeypatch.setattr(page, "MOST_EMBEDDED", 10**6)
+    write_report(wide, "name: made\n", tmp_path / "made")
+    assert not list((tmp_path / "made" / "figures").glob("*.csv"))
