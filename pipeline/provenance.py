@@ -31,15 +31,23 @@ def _path(folder: Path, stage: str) -> Path:
 
 
 def add_provenance(folder: Path, stage: str, device: "torch.device", **facts: Any) -> None:
-    """Add a stage's facts to a run's folder: numbers are added to those of earlier processes and of others at work."""
+    """Add a stage's facts to a run's folder: numbers are added, and lists joined, to those of other processes."""
     from exact_ntk.device import describe
 
     path = _path(folder, stage)
     with locked(path.with_name(".lock")) as lock:
         lock.clear(path)
         earlier = _read(path)
-        summed = {k: round(earlier.get(k, 0) + v, 3) for k, v in facts.items() if isinstance(v, int | float)}
-        write_json(path, {**facts, **summed, **describe(device)})
+        write_json(path, {**{k: _joined(earlier.get(k), v) for k, v in facts.items()}, **describe(device)})
+
+
+def _joined(earlier: Any, now: Any) -> Any:
+    """Of a fact of before, or None, and one of now; what is not of one kind is replaced."""
+    if isinstance(now, list) and isinstance(earlier, list):
+        return list(dict.fromkeys([*earlier, *now]))
+    if isinstance(now, int | float) and isinstance(earlier, int | float):
+        return round(earlier + now, 3)
+    return now
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

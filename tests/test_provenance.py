@@ -10,9 +10,9 @@ from exact_ntk.provenance import add_provenance, read_provenance, time_left
 CPU = torch.device("cpu")
 
 
-def test_numbers_are_added_and_words_replaced(tmp_path: Path):
+def test_numbers_are_added_and_lists_joined(tmp_path: Path):
     add_provenance(tmp_path, "gram-1", CPU, columns=["A"], tiles_computed=3, seconds=1.25)
-    add_provenance(tmp_path, "gram-1", CPU, columns=["A", "B"], tiles_computed=1, seconds=2.0)
+    add_provenance(tmp_path, "gram-1", CPU, columns=["B", "A"], tiles_computed=1, seconds=2.0)
     add_provenance(tmp_path, "solve", CPU, cells=2, seconds=0.5)
     found = read_provenance(tmp_path)
     assert set(found) == {"gram-1", "solve"}
@@ -27,6 +27,10 @@ def test_a_damaged_file_stops_nothing(tmp_path: Path, caplog):
     add_provenance(tmp_path, "solve", CPU, cells=2)
     (tmp_path / "provenance" / "solve.json").write_text("")
     assert read_provenance(tmp_path) == {"solve": {}}
+    (tmp_path / "provenance" / "solve.json").write_text('{"cells": "two"}')
+    add_provenance(tmp_path, "solve", CPU, cells=1)
+    assert read_provenance(tmp_path)["solve"]["cells"] == 1
+    (tmp_path / "provenance" / "solve.json").write_text("")
     add_provenance(tmp_path, "solve", CPU, cells=1)
     assert read_provenance(tmp_path)["solve"]["cells"] == 1
     assert "is damaged: its seconds and counts begin anew" in caplog.text

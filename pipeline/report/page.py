@@ -40,7 +40,9 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1
 th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { border-bottom: 2px solid var(--soft); } .small { display: block; font-size: .8rem; }
 .wide { overflow-x: auto; } .panels { display: flex; flex-wrap: wrap; gap: 1rem; }
-.panels > * { flex: 1 1 19rem; max-width: 30rem; min-width: 0; } figure { margin: 1.5rem 0; }
+.panels > * { flex: 1 1 19rem; max-width: 30rem; min-width: 0; }
+.drawn { display: grid; grid-template-columns:
+  repeat(auto-fill, minmax(min(100%, max(19rem, (100% - 2rem) / var(--across))), 1fr)); } figure { margin: 1.5rem 0; }
 svg { width: 100%; height: auto; color: var(--ink); stroke-linejoin: round; }
 .maps > * { flex: 0 1 9rem; margin: 0; } .pictures > * { flex: 0 1 5.5rem; margin: 0; }
 .maps img, .pictures img { width: 100%; image-rendering: pixelated; display: block; }
@@ -147,12 +149,13 @@ def _figure(drawing: Drawing) -> str:
         f'<div>{p.svg.replace("<svg ", f"""<svg role="img" aria-label="{_text(p.words)}" """, 1)}</div>'
         for p in drawing.panels
     )
+    across = 2 if len(drawing.panels) in (1, 2, 4) else 3
     name, text = f"{drawing.name}.csv", drawing.csv
     link = _link(name, text) if len(text) <= MOST_EMBEDDED else f"Its values: figures/{name}, beside this page."
     some = f" Of {drawing.total} columns {len(drawing.panels)} are drawn."
     caption = drawing.caption + some * (len(drawing.panels) < drawing.total)
     return (
-        f'<h2>{_text(drawing.title)}</h2><figure><div class="panels">{panels}</div>'
+        f'<h2>{_text(drawing.title)}</h2><figure><div class="panels drawn" style="--across: {across}">{panels}</div>'
         f'<figcaption>{_text(caption)} <span class="links">{link}</span></figcaption></figure>'
     )
 
