@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from exact_ntk.notices import warn_once
 
 # What `flock` says on a file system without locks: NFS without lockd, Lustre without -o flock, some FUSE and 9p ones.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)
+
+log = logging.getLogger("ntk")
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,16 @@ def try_lock(path: Path) -> Lock | None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, remove: bool = False) -> Iterator[Lock]:
+def locked(path: Path, remove: bool = False, waiting: str = "") -> Iterator[Lock]:
     """Hold the lock, once every other process has let go; remove: the file goes afterwards.
 
-    Raises NtkError where the file cannot be written.
+    waiting: said where another process has it.  Raises NtkError where the file cannot be written.
     """
-    lock = _lock(path, fcntl.LOCK_EX)
+    lock = try_lock(path)
+    if lock is None:
+        if waiting:
+            log.info(waiting)
+        lock = _lock(path, fcntl.LOCK_EX)
     assert lock is not None
     try:
         yield lock

@@ -12,7 +12,8 @@ import numpy as np
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 
-from exact_ntk.errors import DataError
+from exact_ntk.errors import DataError, NtkError
+from exact_ntk.locks import locked
 
 FOLDER, ARCHIVE = CIFAR10.base_folder, CIFAR10.filename
 ARCHIVE_BYTES = 170_498_071
@@ -51,15 +52,19 @@ def read_cifar10(root: Path) -> dict[str, np.ndarray]:
 
 
 def download_cifar10(root: Path) -> None:
-    """Download and extract what is not there yet, checksums verified.
+    """Download and extract what is not there yet, checksums verified; one process at a time.
 
     Raises DataError, saying what is there and what the network answered.
     """
     if inside := _is_batches(root):
         raise DataError(f"data.root: {inside}")
     try:
-        with _patience(SECONDS_OF_SILENCE):
-            CIFAR10(str(root), download=True)
+        if not _is_whole(root):
+            waiting = f"another process downloads CIFAR-10 into {root.absolute()}: waiting for it"
+            with locked(root / f".{ARCHIVE}.lock", remove=True, waiting=waiting), _patience(SECONDS_OF_SILENCE):
+                CIFAR10(str(root), download=True)
+    except NtkError as error:
+        raise DataError(f"cannot download CIFAR-10: {error}: make that folder writable, or set data.root") from error
     except (OSError, RuntimeError, ValueError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
         why = _why_no_download(root, error)
         raise DataError(f"cannot download CIFAR-10 into {root.absolute()} ({_brief(error)}): {why}") from error
@@ -97,6 +102,10 @@ def _patience(seconds: float) -> Iterator[None]:
 def _brief(error: BaseException) -> str:
     text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
+
+
+def _is_whole(root: Path) -> bool:
+    return all(check_integrity(str(root / FOLDER / name), md5) for name, md5 in FILES)
 
 
 def _archive_is_whole(path: Path) -> bool:

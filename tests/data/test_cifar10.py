@@ -1,9 +1,12 @@
 """CIFAR-10 as people have it: what is wrong with what is there, or with what the network answers."""
 
+import logging
 import pickle
 import socket
 import tarfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import md5
 from pathlib import Path
 
@@ -138,6 +141,26 @@ def test_an_archive_that_is_there_needs_no_network(small: Path, root: Path, monk
     move(small / ARCHIVE, root / ARCHIVE)
     download_cifar10(root)
     assert len(read_cifar10(root)["x_train"]) == 10
+
+
+def test_of_two_processes_that_start_together_one_downloads_and_the_other_waits(
+    small: Path, root: Path, monkeypatch, caplog
+):
+    move(small / ARCHIVE, root / ARCHIVE)
+    extracted = []
+
+    class Slow(CIFAR10):
+        def download(self):
+            extracted.append(self._check_integrity())
+            time.sleep(0.3)
+            super().download()
+
+    monkeypatch.setattr(cifar10, "CIFAR10", Slow)
+    with caplog.at_level(logging.INFO), ThreadPoolExecutor(2) as both:
+        list(both.map(download_cifar10, [root, root]))
+    assert extracted == [False, True]
+    assert "another process downloads CIFAR-10 into" in caplog.text
+    assert sorted(p.name for p in root.iterdir()) == [FOLDER, ARCHIVE]
 
 
 def no_network(*args, **kwargs):
