@@ -26,6 +26,8 @@ from exact_ntk.regression.plan import DoesNotFit, SolvePlan
 from exact_ntk.regression.stage import plan_draw, plan_ridge
 from exact_ntk.table import Table
 
+MOST_NAMED = 3  # columns that a line is true of
+
 
 class Wanted(NamedTuple):
     """A draw that is still to solve, and the kernel values it reads."""
@@ -78,8 +80,19 @@ class Forecast:
         return max((part.spill for part in self.parts), default=0)
 
     def lines(self, folder: Path) -> list[str]:
-        """A line a part, the totals, and what does not fit; folder: of the run."""
-        return [*(f"{part.column}: {part.words}" for part in self.parts), *self.totals(folder)]
+        """A line for all parts that say the same, the totals, and what does not fit; folder: of the run."""
+        return [*(f"{columns}: {words}" for columns, words, _ in self._alike()), *self.totals(folder)]
+
+    def _alike(self) -> Iterator[tuple[str, str, list[Part]]]:
+        """The parts that say the same, with the names of their columns, or some of them, and what they say."""
+        by_words: dict[str, list[Part]] = {}
+        for part in self.parts:
+            by_words.setdefault(part.words, []).append(part)
+        for words, parts in by_words.items():
+            names = [part.column for part in parts]
+            others = f" and {len(names) - MOST_NAMED} other columns" if len(names) > MOST_NAMED + 1 else ""
+            named = ", ".join(names[:MOST_NAMED] if others else names) + others
+            yield named + ", each" * (len(names) > 1), words, parts
 
     def totals(self, folder: Path) -> list[str]:
         """What all parts take together, and what does not fit."""
@@ -98,11 +111,11 @@ class Forecast:
         return [*lacks, *self._disk_lacks(folder)]
 
     def grid(self) -> Grid:
-        """A table of the parts: header and rows."""
-        rows = [
-            [p.column, duration(p.seconds) if p.seconds else "", f"{p.files:,}" if p.files else "", p.words]
-            for p in self.parts
-        ]
+        """A table of the parts, those that say the same in a row: header and rows."""
+        rows = []
+        for columns, words, parts in self._alike():
+            seconds, files = (sum(getattr(part, of) for part in parts) for of in ("seconds", "files"))
+            rows.append([columns, duration(seconds) if seconds else "", f"{files:,}" if files else "", words])
         return ["column", "time", "files", "what"], rows
 
     def value(self, folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from exact_ntk import forecast as forecasts
-from exact_ntk.forecast import Forecast, forecast
+from exact_ntk.forecast import Forecast, Part, forecast
 from exact_ntk.gram.compute import TileComputer
 from exact_ntk.gram.fill import Filler
 from exact_ntk.gram.plan import Share, shares
@@ -55,6 +55,18 @@ def pairs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(TileComputer, "block", count)
     monkeypatch.setattr(TileComputer, "pairs_per_second", lambda self, arrays: 1000.0)
     return counted
+
+
+def test_columns_of_which_the_same_is_true_share_a_line(tmp_path: Path):
+    parts = [Part("A", "tiles", 60.0, files=3), *(Part(name, "solve", 2.0) for name in "ABCDE"), Part("B", "more")]
+    found = Forecast(tuple(parts))
+    assert found.lines(tmp_path)[:3] == ["A: tiles", "A, B, C and 2 other columns, each: solve", "B: more"]
+    assert found.grid()[1] == [
+        ["A", "0:01:00", "3", "tiles"],
+        ["A, B, C and 2 other columns, each", "0:00:10", "", "solve"],
+        ["B", "", "", "more"],
+    ]
+    assert Forecast(tuple(parts[1:5])).lines(tmp_path)[0] == "A, B, C, D, each: solve"
 
 
 def test_the_bundled_table_beyond_the_papers_is_planned(tmp_path: Path, pairs: Counter[str]):
