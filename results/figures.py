@@ -1,12 +1,14 @@
-"""Draws the README's learning curve from the published results: `python results/figures.py`."""
+"""Draws the figures of the documentation from the published results: `python results/figures.py`."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from exact_ntk.kernel_names import family_of
 from exact_ntk.kernels import Pass
 from exact_ntk.records import KernelRecord
+from exact_ntk.report.choices import choices_drawing
 from exact_ntk.report.compare import read_results
 from exact_ntk.report.drawing import Line, Panel, panel, standalone
 
@@ -68,6 +70,16 @@ def accuracy_against_cost() -> None:
     _write(drawn, [["line", "depth", "entry_layers", "n_train", "n_test", "accuracy", "standard_error"], *rows])
 
 
+def mirror_images() -> None:
+    """What mirror images are worth to vanilla kernels on few images."""
+    drawing = choices_drawing(read_results(PUBLISHED / "cifar10-small-v"))
+    assert drawing is not None
+    header, *rows = drawing.rows
+    title = "mirror images minus none"
+    (drawn,) = (p for p in drawing.panels if p.words.startswith(title))
+    _write(replace(drawn, name="mirror-images"), [header, *(row for row in rows if row[0] == title)])
+
+
 def _write(drawn: Panel, rows: list[list[Any]]) -> None:
     """The figure, and the values in it."""
     (DOCS / f"{drawn.name}.svg").write_text(standalone(drawn.svg))
@@ -78,3 +90,4 @@ def _write(drawn: Panel, rows: list[list[Any]]) -> None:
 if __name__ == "__main__":
     learning_curve()
     accuracy_against_cost()
+    mirror_images()

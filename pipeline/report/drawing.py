@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 4.6, 3.3  # inches: at 9 points readable also where the panel fi
 NAME_HEIGHT = 0.17
 # Of a figure that has one for each column: more are not looked at, and a hundred take a minute to draw.
 MOST_PANELS = 12
-LEADER = {"arrowstyle": "-", "linestyle": ":", "linewidth": 1}
+LEADER = {"arrowstyle": "-", "linestyle": ":", "linewidth": 1, "relpos": (0, 0.5), "shrinkA": 1}
 
 
 @dataclass(frozen=True)
