@@ -12,10 +12,10 @@ from exact_ntk.cli.stop import held_back
 from exact_ntk.draws import load_images
 from exact_ntk.errors import Incomplete, NtkError
 from exact_ntk.gram.tiles import Array, Tile
-from exact_ntk.grids import Grid
+from exact_ntk.grids import Grid, named
 from exact_ntk.kept import damaged
 from exact_ntk.provenance import time_left
-from exact_ntk.records import MissingCell
+from exact_ntk.records import MissingCell, by_need
 from exact_ntk.table import Table
 from exact_ntk.workspace import open_workspace
 
@@ -41,7 +41,7 @@ class Store:
     time_left: str | None
 
     def __str__(self) -> str:
-        text = f"Gram {'/'.join(self.columns)}: "
+        text = f"Gram {named(self.columns)}: "
         text += f"{self.done} of {self.tiles} tiles done" if self.begun else "nothing computed yet"
         if self.damaged:
             some = list(self.damaged[:SHOWN_TILES])
@@ -139,10 +139,10 @@ def show_status(config: str, overrides: list[str], runs: Path, device: str, veri
 
 
 def as_text(found: Sequence[Store], files: Sequence[Path], counted: Cells | None) -> str:
-    """A line a store, a line a damaged file, and a line a cell without a result."""
+    """A line a store, a line a damaged file, and a line for all cells that need the same."""
     lines = [*map(str, found), *(f"damaged: {path}" for path in files)]
     if counted:
-        needs = (f"  {c.column} at depth {c.depth}: {'failed: ' * c.failed}{c.needs}" for c in counted.missing)
+        needs = (f"  {cells}: {'failed: ' * (how == 'failed')}{what}" for cells, how, what in _needs(counted))
         lines += [counted.count, *needs]
     return "\n".join(lines)
 
@@ -151,19 +151,25 @@ def as_grids(found: Sequence[Store], files: Sequence[Path], counted: Cells | Non
     """The same as tables: stores, damaged files, and cells without a result."""
     rows = [
         [
-            "/".join(s.columns),
+            named(s.columns),
             f"{s.done:,} of {s.tiles:,}" if s.begun else "none",
             f"{len(s.damaged)}",
             s.time_left or "",
         ]
         for s in found
     ]
-    missing = counted.missing if counted else ()
-    rest = [[f"{c.column}/{c.depth}", "failed" if c.failed else "missing", c.needs] for c in missing]
     return [
         (("Gram matrices of", "tiles", "damaged", "time left"), rows),
         *([(("damaged file",), [[str(path)] for path in files])] if files else []),
-        *([(("cell", "", "what it needs"), rest)] if counted else []),
+        *([(("cells", "", "what they need"), _needs(counted))] if counted else []),
+    ]
+
+
+def _needs(counted: Cells) -> list[list[str]]:
+    """Cells without a result, whether they have failed, and what they need."""
+    return [
+        [named(cells, "cells"), "failed" if failed else "missing", needs]
+        for (failed, needs), cells in by_need(counted.missing).items()
     ]
 
 

@@ -13,7 +13,7 @@ from exact_ntk.gram.fill import Filler
 from exact_ntk.gram.plan import Share, shares
 from exact_ntk.gram.shelf import Request
 from exact_ntk.gram.store import GramStore
-from exact_ntk.grids import Grid
+from exact_ntk.grids import Grid, named
 from exact_ntk.memory import gigabytes, installed_memory
 from exact_ntk.networks import lr
 from exact_ntk.networks.cell import ALL, NetworkCell
@@ -25,8 +25,6 @@ from exact_ntk.regression.cell import KernelCell
 from exact_ntk.regression.plan import DoesNotFit, SolvePlan
 from exact_ntk.regression.stage import plan_draw, plan_ridge
 from exact_ntk.table import Table
-
-MOST_NAMED = 3  # columns that a line is true of
 
 
 class Wanted(NamedTuple):
@@ -89,10 +87,7 @@ class Forecast:
         for part in self.parts:
             by_words.setdefault(part.words, []).append(part)
         for words, parts in by_words.items():
-            names = [part.column for part in parts]
-            others = f" and {len(names) - MOST_NAMED} other columns" if len(names) > MOST_NAMED + 1 else ""
-            named = ", ".join(names[:MOST_NAMED] if others else names) + others
-            yield named + ", each" * (len(names) > 1), words, parts
+            yield named([part.column for part in parts]) + ", each" * (len(parts) > 1), words, parts
 
     def totals(self, folder: Path) -> list[str]:
         """What all parts take together, and what does not fit."""

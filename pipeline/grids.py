@@ -3,6 +3,14 @@
 from collections.abc import Sequence
 
 Grid = tuple[Sequence[str], Sequence[Sequence[str]]]
+MOST_NAMED = 3
+
+
+def named(names: Sequence[str], kind: str = "columns") -> str:
+    """The names, or of many the first and how many others there are."""
+    if len(names) <= MOST_NAMED + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:MOST_NAMED])} and {len(names) - MOST_NAMED} other {kind}"
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,5 +1,6 @@
 """What the stages leave on disk for the report: the schema of results.json and of the files it is collected from."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -279,6 +280,14 @@ class MissingCell(Record):
     depth: int
     needs: str
     failed: bool = False
+
+
+def by_need(missing: Iterable[MissingCell]) -> dict[tuple[bool, str], list[str]]:
+    """Of cells without a result the names, as column/depth, by what they need and whether they have failed."""
+    found: dict[tuple[bool, str], list[str]] = {}
+    for cell in missing:
+        found.setdefault((cell.failed, cell.needs), []).append(f"{cell.column}/{cell.depth}")
+    return found
 
 
 class Results(Record):

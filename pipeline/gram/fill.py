@@ -25,6 +25,7 @@ from exact_ntk.gram.sources import Source
 from exact_ntk.gram.spread import MeasureRate, SpreadFilling, TileBatch
 from exact_ntk.gram.store import GramStore, TileLock, other_formats
 from exact_ntk.gram.tiles import SELF, Array, Tile, array_name, is_self_kernel
+from exact_ntk.grids import named
 from exact_ntk.kernels import require_memory
 from exact_ntk.progress import duration, progress
 from exact_ntk.provenance import add_provenance
@@ -89,7 +90,7 @@ class Filler:
         return sum(share.fill.files - share.files for share in mine if first is None)
 
     def _run(self, share: Share) -> None:
-        total, title = share.pairs, f"Gram {'/'.join(share.fill.columns)}"
+        total, title = share.pairs, f"Gram {named(share.fill.columns)}"
         with progress(title, total, "pair") as bar:
             if self.crew:
                 self.crew.work(SpreadFilling(share.fill, share.tiles, len(self.crew), bar))
@@ -156,7 +157,7 @@ class Filler:
             _, *size = source.images.shape
             require_memory(source.backend, self.device, source.family, DTYPES[source.dtype], *size)
         except MemoryError as error:
-            raise NtkError(f"{', '.join(columns)}: {error}") from error
+            raise NtkError(f"{named(columns)}: {error}") from error
 
     def _discard_damaged(self, requests: Sequence[Request]) -> list[Request]:
         """Set damaged tiles aside, in every store that may serve the requests; returns the requests that read them."""
@@ -185,7 +186,7 @@ class Filler:
         shape, source = fill.store.shape, fill.source
         tiles = set().union(*fill.needed.values())
         line = (
-            f"{'/'.join(fill.columns)}: {fill.store.path.name}, {source.backend} {source.dtype}, {len(tiles)} tiles of "
+            f"{named(fill.columns)}: {fill.store.path.name}, {source.backend} {source.dtype}, {len(tiles)} tiles of "
             f"{shape.side} x {shape.side} images stored in {shape.stored}, {len(tiles) - len(fill.work)} done"
         )
         if mine.tiles:

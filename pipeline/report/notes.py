@@ -1,6 +1,7 @@
 """What a reader must know of the table's numbers: marks on cells, and notes below it."""
 
-from exact_ntk.records import CellRecord, EarlyStoppedCell, KernelRecord, NetworkRecord, Results, RidgeCurve
+from exact_ntk.grids import named
+from exact_ntk.records import CellRecord, EarlyStoppedCell, KernelRecord, NetworkRecord, Results, RidgeCurve, by_need
 from exact_ntk.report.layout import Series, all_series, is_wide
 
 INDEFINITE = "†"
@@ -68,11 +69,8 @@ def caveats(results: Results) -> list[str]:
     lines += _seen(results) + _paired(results) + _explained_marks(results) + _indefinite(results)
     for r in results.records:
         lines += _of_network(r) if isinstance(r, NetworkRecord) else _of_kernel(r, results)
-    by_need: dict[tuple[str, str], list[str]] = {}
-    for cell in results.missing:
-        how = FAILED if cell.failed else f"{MISSING} missing"
-        by_need.setdefault((how, cell.needs), []).append(f"{cell.column}/{cell.depth}")
-    lines += [f"{how} {', '.join(cells)}: {need}." for (how, need), cells in by_need.items()]
+    for (failed, needs), cells in by_need(results.missing).items():
+        lines.append(f"{FAILED if failed else f'{MISSING} missing'} {named(cells, 'cells')}: {needs}.")
     return lines
 
 

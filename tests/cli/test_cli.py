@@ -125,8 +125,8 @@ def test_status_says_what_is_missing(folder: Path):
     left = ntk(folder, "status", "tiny.yaml")
     assert left.returncode == 3
     assert "Gram CNTK-GAP: 17 of 18 tiles done" in left.stdout
-    assert "CNTK-GAP at depth 3: run `ntk solve tiny.yaml`" in left.stdout
-    assert "CNTK-GAP at depth 4: run `ntk compute-gram tiny.yaml` and `ntk solve tiny.yaml`" in left.stdout
+    assert "CNTK-GAP/3: run `ntk solve tiny.yaml`" in left.stdout
+    assert "CNTK-GAP/4: run `ntk compute-gram tiny.yaml` and `ntk solve tiny.yaml`" in left.stdout
     assert left.stderr.endswith("error: tiny is not finished: `ntk run tiny.yaml` goes on where it stopped\n")
 
 
@@ -191,7 +191,7 @@ def test_a_failed_cell_is_listed_and_ends_every_command_with_1(folder: Path, mon
     assert_one_line(ntk(folder, "report", "tiny.yaml"), "3 cells of tiny failed: see the notes above")
     status = ntk(folder, "status", "tiny.yaml")
     assert_one_line(status, "3 cells of tiny failed")
-    assert "cells: 0 done, 0 missing, 3 failed\n  CNTK-V-20 at depth 3: failed: the solution" in status.stdout
+    assert "cells: 0 done, 0 missing, 3 failed\n  CNTK-V-20/3: failed: the solution" in status.stdout
 
 
 def test_overrides_may_complete_a_config(folder: Path):
