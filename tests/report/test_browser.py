@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from exact_ntk.report.compare import read_results
+from exact_ntk.report.layout import laid_out
 from exact_ntk.report.write import write_report
 from tests.browsing import SCHEMES, WIDTHS, Browser, Seen, launched
 from tests.made_up import collected, made_up_table, with_networks
@@ -38,7 +40,7 @@ def test_a_report_has_no_fault_and_the_table_of_its_csv(browser: Browser, made, 
     with browser.open(folder / "report.html", width, scheme) as seen:
         seen.photograph(tmp_path, f"report-{name}-{width}-{scheme}")
         assert seen.faults() == []
-        assert shown(seen) == kept(folder / "table.csv")
+        assert shown(seen, folder) == kept(folder / "table.csv")
 
 
 def test_no_table_is_cut_off_on_paper(browser: Browser, made: Path):
@@ -47,18 +49,25 @@ def test_no_table_is_cut_off_on_paper(browser: Browser, made: Path):
         assert seen.page.evaluate("[...document.querySelectorAll('.wide')].every(e => e.scrollWidth <= e.clientWidth)")
 
 
-def shown(seen: Seen) -> dict[tuple[str, str], str]:
-    """(column, depth) -> accuracy and error as the first table shows them, marks and the paper's value aside."""
-    header, *rows = seen.page.evaluate(
+def shown(seen: Seen, folder: Path) -> dict[str, str]:
+    """Column/depth -> accuracy and error as the first table shows them, marks and the paper's value aside."""
+    _, *rows = seen.page.evaluate(
         "[...document.querySelector('table').rows].map(r => [...r.cells].map(c => c.firstChild?.textContent ?? ''))"
     )
-    cells = {(header[k], row[0]): row[k].rstrip("†‡§¶") for row in rows for k in range(1, len(header))}
-    return {key: text for key, text in cells.items() if "±" in text}
+    _, places = laid_out(read_results(folder), lambda column, depth: f"{column.name}/{depth}")
+    cells = {
+        name: text.rstrip("†‡§¶")
+        for names, texts in zip(places, rows, strict=True)
+        for name, text in zip(names[1:], texts[1:], strict=True)
+    }
+    return {name: text for name, text in cells.items() if "±" in text}
 
 
-def kept(path: Path) -> dict[tuple[str, str], str]:
+def kept(path: Path) -> dict[str, str]:
     lines = csv.DictReader(path.read_text().splitlines())
-    return {(r["column"], r["depth"]): f"{float(r['accuracy']):.2f} ± {float(r['standard_error']):.2f}" for r in lines}
+    return {
+        f"{r['column']}/{r['depth']}": f"{float(r['accuracy']):.2f} ± {float(r['standard_error']):.2f}" for r in lines
+    }
 
 
 def test_a_fault_is_seen(browser: Browser, tmp_path: Path):
