@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from exact_ntk.canvas import heat_png
+from exact_ntk.grids import named
 from exact_ntk.records import ColumnHead, Results
 from exact_ntk.report.classes import MOST_CLASSES, ByClass, by_class
 from exact_ntk.report.collect import Collected
@@ -262,22 +263,29 @@ def _cost(results: Results, provenance: dict[str, Any]) -> str:
         for key, made in provenance.get("cells", {}).items()
     }
     header, rows = laid_out(results, lambda column, depth: _seconds(cells.get(f"{column.name}/{depth}")))
-    stages = [
-        [
-            _text(stage),
-            _text(", ".join(facts.get("columns", ())) or "all"),
-            _seconds(facts.get("seconds")),
-            _text(facts.get("device", MISSING)),
-        ]
-        for stage, facts in provenance.get("stages", {}).items()
-    ]
+    stages = provenance.get("stages", {})
     text = "<h2>Cost</h2><p>Seconds of a cell: solving its draws, or training its runs. The Gram matrices, which give "
     text += "every depth in one pass, are in the second table.</p>" + _laid_out(
         header, rows, "Seconds by depth and column"
     )
     if stages:
-        text += _table(["stage", "columns", "seconds", "device"], stages, "Seconds by stage")
+        text += _table(["stage", "columns", "seconds", "device"], _stage_rows(stages), "Seconds by stage")
     return text
+
+
+def _stage_rows(stages: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Columns, seconds and device of each stage; the stores that draws of the same columns have share a row."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for stage, facts in stages.items():
+        columns = tuple(sorted(facts.get("columns", ()))) or (stage,)
+        alike.setdefault((facts.get("device", MISSING), *columns), []).append(stage)
+    rows = []
+    for (device, *_), names in alike.items():
+        known = [s for name in names if (s := stages[name].get("seconds")) is not None]
+        of = named(stages[names[0]].get("columns", ())) or "all"
+        what = names[0] if len(names) == 1 else f"{len(names)} Gram stores"
+        rows.append([_text(what), _text(of), _seconds(sum(known) if known else None), _text(device)])
+    return rows
 
 
 def _seconds(value: float | None) -> str:

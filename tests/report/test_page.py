@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -89,6 +90,15 @@ def test_seconds_of_cells_and_stages_and_the_command_are_there(html: str):
     assert "1,234.6" in text
     assert "ntk run config.yaml" in text
     assert "mine.npz where it says" in text
+
+
+def test_stores_of_the_same_columns_share_a_row(results: Results):
+    found = collected(results)
+    of = {"columns": ["A", "B"], "device": "CPU"}
+    other = {"gram-3": {**of, "columns": ["A"], "seconds": 4.0}, "gram-4": {**of, "device": "GPU"}}
+    stages = {"gram-1": {**of, "seconds": 1.0}, "gram-2": {**of, "columns": ["B", "A"], "seconds": 2.5}, **other}
+    text = Tags(page(replace(found, provenance={**found.provenance, "stages": stages}), [], "")).text
+    assert "2 Gram storesA, B3.5CPUgram-3A4.0CPUgram-4A, B–GPU" in text
 
 
 def test_many_classes_have_no_matrix_and_nothing_finished_is_a_page_too(results: Results):
