@@ -116,9 +116,13 @@ def _make(path: Path, fields: dict[str, Any], side: int, image_index: np.ndarray
         group = zarr.create_group(str(temporary), zarr_format=3, attributes=attributes)
         index = image_index.astype(np.int64)
         group.create_array("image_index", data=index, chunks=(len(index),), compressors=[Crc32cCodec()])
-        path.mkdir(exist_ok=True)
-        _publish(temporary / "image_index", path / "image_index")
-        (temporary / "zarr.json").replace(path / "zarr.json")
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir():  # one without metadata, or made by another host
+                raise
+            _publish(temporary / "image_index", path / "image_index")
+            (temporary / "zarr.json").replace(path / "zarr.json")
     except OSError as error:
         raise NtkError(f"cannot make a Gram store at {path}: {error.strerror or error}") from error
     finally:
