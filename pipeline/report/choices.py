@@ -31,7 +31,7 @@ def choices_drawing(results: Results) -> Drawing | None:
     groups: dict[str, list[_Effect]] = {}
     for p in results.paired:
         effect = _Effect(labels[p.minus], numbers[p.column], p)
-        groups.setdefault(_choice(results, columns[p.column], columns[p.minus]), []).append(effect)
+        groups.setdefault(_choice(columns[p.column], columns[p.minus]), []).append(effect)
     panels = [_panel(f"choices-{k}", title, effects) for k, (title, effects) in enumerate(groups.items())]
     return Drawing(
         "choices",
@@ -50,12 +50,10 @@ def choices_drawing(results: Results) -> Drawing | None:
     )
 
 
-def _choice(results: Results, column: dict[str, Any], minus: dict[str, Any]) -> str:
+def _choice(column: dict[str, Any], minus: dict[str, Any]) -> str:
     """What a column has and what the other has in its place: mirror images minus none."""
-    keys = ("readout", *APART)
-    key = next((k for k in keys if column.get(k) != minus.get(k)), keys[0])
-    default = results.config["data"].get("preprocess", "standard") if key == "preprocess" else False
-    return " minus ".join(_named(key, asked.get(key) or default) for asked in (column, minus))
+    key = next((k for k in ("readout", *APART) if column.get(k) != minus.get(k)), "readout")
+    return " minus ".join(_named(key, asked.get(key)) for asked in (column, minus))
 
 
 def _named(key: str, value: Any) -> str:

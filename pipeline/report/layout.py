@@ -38,8 +38,9 @@ def is_wide(results: Results) -> bool:
 
 
 def configured(results: Results) -> dict[str, dict[str, Any]]:
-    """What the config says of each column, by its name."""
-    return {column["name"]: column for column in results.config["columns"]}
+    """What the config says of each column, by its name; preprocess also where a column leaves it to the data."""
+    default = results.config["data"].get("preprocess", "standard")
+    return {column["name"]: {"preprocess": default, **column} for column in results.config["columns"]}
 
 
 def all_series(results: Results) -> list[Series]:
@@ -48,7 +49,7 @@ def all_series(results: Results) -> list[Series]:
     asked = configured(results)
     for head in results.columns:
         column = asked[head.name]
-        alike = groups.setdefault(repr({k: v for k, v in column.items() if k not in APART}), [])
+        alike = groups.setdefault(repr(sorted((k, v) for k, v in column.items() if k not in APART)), [])
         n = column["train"]["n"]
         place = next((found for found in alike if n not in found), None)
         if place is None:
@@ -59,10 +60,15 @@ def all_series(results: Results) -> list[Series]:
         for alike in groups.values()
         for columns in alike
     ]
-    labels = [_shared([head.name for head in columns.values()]) for columns in series]
+    names = [[head.name for head in columns.values()] for columns in series]
+    labels = [_shared(some) for some in names]
+
+    def own(label: str, some: list[str]) -> bool:
+        return bool(label) and labels.count(label) == 1 and (label in some or label not in asked)
+
     return [
-        Series(label if label and labels.count(label) == 1 else next(iter(columns.values())).name, columns)
-        for label, columns in zip(labels, series, strict=True)
+        Series(label if own(label, some) else some[0], columns)
+        for label, some, columns in zip(labels, names, series, strict=True)
     ]
 
 
@@ -71,9 +77,20 @@ def _number(n: int | str) -> float:
 
 
 def _shared(names: list[str]) -> str:
-    """V-flips for V-flips-10 and V-flips-20."""
-    begin = "".join(signs[0] for signs in takewhile(lambda signs: len(set(signs)) == 1, zip(*names, strict=False)))
-    return names[0] if len(names) == 1 else re.sub(r"[-_ =]*(?:n=?)?\d*$", "", begin)
+    """V-flips for V-flips-10 and V-flips-1K, CNN-w8 for CNN-n10-w8 and CNN-n20-w8."""
+    if len(names) == 1:
+        return names[0]
+    parts = [re.findall(r"[0-9]+K?|[A-Za-z]+|[._-]", name) for name in names]
+    begin = _beginning(parts)
+    end = _beginning([part[len(begin) :][::-1] for part in parts])[::-1]
+    if begin[-1:] == ["n"]:
+        begin = begin[:-1]
+    return re.sub(r"([._-])[._-]+", r"\1", "".join([*begin, *end])).strip("._-")
+
+
+def _beginning(lists: list[list[str]]) -> list[str]:
+    """What all of them begin with."""
+    return [some[0] for some in takewhile(lambda some: len(set(some)) == 1, zip(*lists, strict=False))]
 
 
 def leading(results: Results) -> list[ColumnHead]:

@@ -83,14 +83,46 @@ def test_a_series_is_named_by_what_its_columns_share(numbers: list[int]):
     assert sorted(leading) == sorted(head.name for head in many(numbers).columns)
 
 
-def test_series_whose_names_share_nothing_keep_a_column_s_name():
-    table = many(numbers=(10, 20))
-    names = {"V-10": "small", "V-20": "large"}
-    for column in table.config["columns"]:
-        column["name"] = names.get(column["name"], column["name"])
+def renamed(table: Results, names: dict[str, str]) -> Results:
+    columns = [{**c, "name": names.get(c["name"], c["name"])} for c in table.config["columns"]]
     heads = [head.model_copy(update={"name": names.get(head.name, head.name)}) for head in table.columns]
-    found = layout.all_series(table.model_copy(update={"columns": heads, "records": []}))
-    assert [series.label for series in found] == ["small", "V-loo", "V-flips", "LAP-4"]
+    update = {"config": {**table.config, "columns": columns}, "columns": heads, "records": []}
+    return table.model_copy(update=update)
+
+
+@pytest.mark.parametrize(
+    "small, large, label",
+    [
+        ("small", "simple", "small"),
+        ("plain", "plain-20", "plain"),
+        ("lap-2", "lap-2-20", "lap-2"),
+        ("kern10", "kern20", "kern"),
+        ("CNN-n10-w8", "CNN-n20-w8", "CNN-w8"),
+        ("V-500", "V-1K", "V"),
+        ("n10.V", "n20.V", "V"),
+        ("V-loo", "V-loo-20", "V-loo"),
+        ("LAP-4-10-a", "LAP-4-10-b", "LAP-4-10-a"),
+    ],
+)
+def test_a_series_keeps_what_its_names_share_or_its_first_name(small: str, large: str, label: str):
+    names = {"V-10": small, "V-20": large, "V-loo-10": "W", "V-loo-20": "W-2"}
+    found = layout.all_series(renamed(many(numbers=(10, 20)), names))
+    assert [series.label for series in found] == [label, "W", "V-flips", "LAP-4"]
+
+
+def test_no_two_series_have_one_label():
+    names = {"V-10": "a", "V-20": "b", "V-loo-10": "a-10", "V-loo-20": "a-20"}
+    assert [s.label for s in layout.all_series(renamed(many(numbers=(10, 20)), names))] == [
+        *("a", "a-10", "V-flips", "LAP-4")
+    ]
+
+
+def test_a_column_that_leaves_its_preprocessing_to_the_data_is_alike_to_one_that_names_it():
+    table = many(numbers=(10, 20))
+    table.config["columns"][0]["preprocess"] = table.config["columns"][1]["preprocess"] = "standard"
+    assert [s.label for s in layout.all_series(table)] == list(KINDS)
+    titles = [p.words.partition(",")[0] for p in choices_drawing(table).panels]
+    assert titles == ["ridge by loo minus ridge 0", "mirror images minus none", "lap-4 minus vanilla"]
 
 
 def test_what_all_columns_share_is_said_once():
