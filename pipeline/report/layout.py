@@ -106,7 +106,10 @@ def depths(results: Results) -> list[int]:
 
 
 def laid_out(results: Results, cell: Callable[[ColumnHead, int], str]) -> Grid:
-    """Header and rows of what `cell` says of a column at a depth: a row a depth, of a wide table a row a series."""
+    """Header and rows of what `cell` says of a column at a depth: a row a depth, of a wide table a row a series.
+
+    Where that has more across than fits and fewer rows, rows and columns change places.
+    """
     down = depths(results)
     if not is_wide(results):
         rows = [[str(d), *(cell(c, d) if d in c.depths else "" for c in results.columns)] for d in down]
@@ -124,4 +127,7 @@ def laid_out(results: Results, cell: Callable[[ColumnHead, int], str]) -> Grid:
             heads = [(series.columns.get(n), d) for n, d in across]
             row = [cell(head, d) if head and d in head.depths else "" for head, d in heads]
             rows += [[series.label + at, *row]] if any(row) else []
+    if len(rows) < len(header) - 1 > MOST_ACROSS:
+        header, *rows = map(list, zip(header, *rows, strict=True))
+        header[0] = header[0].replace("column", "")
     return header, rows

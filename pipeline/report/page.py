@@ -118,7 +118,7 @@ def _described(results: Results) -> str:
     lines = described(results)
     if not is_wide(results):
         return _items(lines)
-    return f"<details><summary>What each row is</summary>{_items(lines)}</details>"
+    return f"<details><summary>What each of them is</summary>{_items(lines)}</details>"
 
 
 def _accuracies(results: Results) -> str:
