@@ -49,14 +49,20 @@ def described(results: Results) -> list[str]:
 
 
 def _of_series(results: Results, series: Series) -> list[str]:
-    """What is said of any of its columns, but for the number of training images, which stands in the table."""
-    parts: list[str] = []
-    for head in series.columns.values():
-        for r in results.of_column(head.name)[:1]:
-            said = _parts(r, _is_one_draw(results, head.name))
-            if len(series.columns) > 1:
-                said = [part.replace(f" {r.n_train} training", " training") for part in said[1:]]
-            parts += [part for part in said if part not in parts]
+    """What is said of its columns, but for the number of training images, which stands in the table; and of which
+    ones, where it is not said of all."""
+    found = {n: records[0] for n, head in series.columns.items() if (records := results.of_column(head.name))}
+    by_part: dict[str, list[int | str]] = {}
+    for n, r in found.items():
+        said = _parts(r, _is_one_draw(results, r.column))
+        if len(series.columns) > 1:
+            said = [part.replace(f" {r.n_train} training", " training") for part in said[1:]]
+        for part in said:
+            by_part.setdefault(part, []).append(n)
+    parts = [
+        part if len(those) == len(found) else f"{part} (n = {', '.join(map(str, those))})"
+        for part, those in by_part.items()
+    ]
     chosen = _chosen(results, [head.name for head in series.columns.values()])
     return [*parts, *([chosen] if chosen else [])]
 

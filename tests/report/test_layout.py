@@ -68,6 +68,15 @@ def test_several_depths_are_rows_of_their_own_and_one_number_leaves_columns_by_d
     assert rows[1] == ["V-loo-10", "4.00 ± 0.50", "7.00 ± 0.50"]
 
 
+def test_more_numbers_of_training_images_than_fit_across_are_rows():
+    header, rows = grid(many(numbers=range(10, 24)))
+    assert header == ["depth 6", *KINDS]
+    assert rows[1] == ["n = 11", *["7.10 ± 0.50"] * 4]
+    header, rows = grid(many(numbers=range(10, 24), depths=(3, 6)))
+    assert header[:3] == ["", "V at depth 3", "V at depth 6"]
+    assert len(rows) == 14
+
+
 def test_a_table_of_few_columns_is_a_row_a_depth(results: Results):
     assert not layout.is_wide(results)
     assert grid(results)[0][0] == "depth"
@@ -132,6 +141,10 @@ def test_what_all_columns_share_is_said_once():
         f"V-loo: each draw's ridge by leave-one-out error, {ridges}.",
         "V-flips: ZCA fitted on the draw's training images, with mirror images.",
     ]
+    table = many()
+    for place, r in enumerate(table.records):
+        table.records[place] = r.model_copy(update={"draws": 5}) if r.column.endswith("-10") else r
+    assert described(table)[0] == "All: tested on 100, mean of 5 draws (n = 10), mean of 2 draws (n = 40, 160, all)."
     assert len(caveats(many())) == 12
     assert caveats(many(numbers=range(10, 30)))[0].startswith("60 paired differences, image by image: drawn in")
 
