@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from exact_ntk.config import RidgeChoice, Zca
 from exact_ntk.records import PairedDifference, Results
-from exact_ntk.report.drawing import Dot, Drawing, Line, Panel, dots, panel
+from exact_ntk.report.drawing import MOST_PANELS, Dot, Drawing, Line, Panel, dots, panel
 from exact_ntk.report.layout import all_series, configured
 from exact_ntk.report.paired import APART
 
@@ -13,7 +14,7 @@ WORDS = "difference in accuracy (points)"
 
 @dataclass(frozen=True)
 class _Effect:
-    """label: of the series that the choice is added to.  n: its training images."""
+    """label: of the series without the choice, or of both where others with it are of another.  n: training images."""
 
     label: str
     n: int
@@ -25,29 +26,39 @@ def choices_drawing(results: Results) -> Drawing | None:
     row. None for a single difference, which a note tells."""
     if len(results.paired) < 2:
         return None
-    columns = configured(results)
+    columns, n = configured(results), {r.column: r.n_train for r in results.records}
     labels = {head.name: series.label for series in all_series(results) for head in series.columns.values()}
-    numbers = {r.column: r.n_train for r in results.records}
-    groups: dict[str, list[_Effect]] = {}
+    groups: dict[str, list[PairedDifference]] = {}
     for p in results.paired:
-        effect = _Effect(labels[p.minus], numbers[p.column], p)
-        groups.setdefault(_choice(columns[p.column], columns[p.minus]), []).append(effect)
-    panels = [_panel(f"choices-{k}", title, effects) for k, (title, effects) in enumerate(groups.items())]
+        groups.setdefault(_choice(columns[p.column], columns[p.minus]), []).append(p)
+    shown = list(groups.items())[:MOST_PANELS]
+    panels = [_panel(f"choices-{k}", title, _effects(found, labels, n)) for k, (title, found) in enumerate(shown)]
     return Drawing(
         "choices",
         "What each choice is worth",
         "Differences between columns that are alike but for one thing, image by image on the same draws and test "
-        "images. Each line is named by the column without it. Bars: one standard error.",
+        "images. Each line is named by the columns without it. Bars: one standard error.",
         panels,
         [
             ["choice", "column", "minus", "depth", "n_train", "difference", "standard_error"],
             *(
-                [title, e.found.column, e.found.minus, e.found.depth, e.n, e.found.difference, e.found.standard_error]
-                for title, effects in groups.items()
-                for e in effects
+                [title, p.column, p.minus, p.depth, n[p.column], p.difference, p.standard_error]
+                for title, found in groups.items()
+                for p in found
             ),
         ],
+        len(groups),
     )
+
+
+def _effects(found: list[PairedDifference], labels: dict[str, str], n: dict[str, int]) -> list[_Effect]:
+    """labels: of each column's series.  n: its training images."""
+    without = [minus for _, minus in {(labels[p.column], labels[p.minus]) for p in found}]
+
+    def label(p: PairedDifference) -> str:
+        return f"{labels[p.column]} minus " * (without.count(labels[p.minus]) > 1) + labels[p.minus]
+
+    return [_Effect(label(p), n[p.column], p) for p in found]
 
 
 def _choice(column: dict[str, Any], minus: dict[str, Any]) -> str:
@@ -58,15 +69,25 @@ def _choice(column: dict[str, Any], minus: dict[str, Any]) -> str:
 
 def _named(key: str, value: Any) -> str:
     if key == "preprocess":
-        method = value["method"] if isinstance(value, dict) else value
-        return {"zca": "ZCA", "none": "unprocessed"}.get(method, f"{method} preprocessing")
+        if isinstance(value, dict):
+            return "ZCA" + _settings(Zca.model_validate(value))
+        return "unprocessed" if value == "none" else f"{value} preprocessing"
     if key == "flips":
         return "mirror images" if value else "none"
     if key == "unit_diagonal":
         return {True: "unit diagonal", "projected": "projected unit diagonal"}.get(value, "none")
     if key == "ridge":
-        return f"ridge by {value['select']}" if isinstance(value, dict) else f"ridge {value or 0:g}"
+        if isinstance(value, dict):
+            return f"ridge by {value['select']}" + _settings(RidgeChoice.model_validate(value))
+        return f"ridge {value or 0:g}"
     return str(value)
+
+
+def _settings(how: Zca | RidgeChoice) -> str:
+    """Those that are not the defaults, without which two that differ in them would share a name."""
+    given = how.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"method", "select"})
+    said = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in given.items()]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _panel(name: str, title: str, effects: list[_Effect]) -> Panel:

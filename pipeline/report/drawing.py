@@ -43,7 +43,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Drawing:
-    """caption: what to see.  rows: the values, a header first.  panels: `MOST_PANELS` at most, of `total`."""
+    """caption: what to see.  rows: the values, a header first.  panels: `MOST_PANELS` at most.
+
+    total: how many panels there would be, where there may be more.
+    """
 
     name: str
     title: str

@@ -23,7 +23,7 @@ SAME = ("readout", "train", "test", "train_first", "train_last")
 # What networks of one line may differ in.
 APART = ("name", "width", "paper", "depths")
 BARS = "Bars: one standard error."
-MOST_LINES = 12  # of a panel of learning curves
+MOST_LINES = 12  # of a panel: the names of more stand far from their ends
 
 Record = KernelRecord | NetworkRecord
 
@@ -45,9 +45,10 @@ def drawings(results: Results) -> list[Drawing]:
 def accuracy_drawing(results: Results) -> Drawing | None:
     """Test accuracy against depth, a panel a readout, a line a column; where each has one depth, a row a column.
 
-    None where all of it is in the learning curves.
+    Rows that are all in the learning curves are left out; None where nothing is left.
     """
     panels: list[Panel] = []
+    left_out = 0
     curves = learning_curves(results)
     along = {r.column for curve in curves for r in curve.records}
     for readout, title in TITLES.items():
@@ -58,7 +59,9 @@ def accuracy_drawing(results: Results) -> Drawing | None:
         name = f"accuracy-{readout}"
         deep = any(c.paper for c in heads) or any(len(records) > 1 for records in found.values())
         if deep or len(found) == 1:
-            lines = [_against_depth(c, found[c.name]) for c in heads if c.name in found]
+            first = [c.name for c in leading(results) if c.name in found][:MOST_LINES]
+            left_out += len(found) - len(first)
+            lines = [_against_depth(c, found[c.name]) for c in heads if c.name in first]
             panels.append(_accuracy_panel(name, title, lines, "depth L"))
         elif not along >= found.keys():
             best = sorted((r for records in found.values() for r in records), key=lambda r: -r.accuracy)
@@ -67,11 +70,13 @@ def accuracy_drawing(results: Results) -> Drawing | None:
     deep = any(len(c.depths) > 1 for c in results.columns)
     hollow = " Hollow: the paper." if any(c.paper for c in results.columns) else ""
     asks = "Whether depth helps, and which column is ahead at each depth." if deep else "Which column is ahead."
+    some = f" Of each readout {MOST_LINES} columns are drawn, those first of most training images." * (left_out > 0)
+    dashed = " Dashed: kernels." * deep
     rows = [[r.column, r.depth, r.accuracy, r.standard_error] for r in results.records]
     return _drawing(
         "accuracy",
         "Accuracy against depth" if deep else "Accuracy",
-        f"{asks} {BARS}{hollow} Dashed: kernels." if deep else f"{asks} {BARS}{hollow}",
+        f"{asks} {BARS}{hollow}{dashed}{some}",
         panels,
         [["column", "depth", "accuracy", "standard_error"], *rows],
     )
@@ -206,21 +211,19 @@ def learning_drawing(results: Results) -> Drawing | None:
     groups: dict[tuple[str, str], list[LearningCurve]] = {}
     for curve in learning_curves(results):
         groups.setdefault((curve.records[0].model, curve.records[0].readout), []).append(curve)
-    panels: list[Panel] = []
+    panels: list[tuple[str, list[LearningCurve]]] = []
     for (model, readout), curves in groups.items():
         labels = list(dict.fromkeys(curve.series for curve in curves))
         title = f"{model.upper()}, {TITLES[pooling(readout)]}" + f" ({readout})" * ("-" in readout)
-        if len(curves) <= MOST_LINES:
-            panels.append(_learning_panel(len(panels), title, curves))
-            continue
-        for label in labels:
-            of_series = [curve for curve in curves if curve.series == label]
-            panels.append(_learning_panel(len(panels), label if len(labels) > 1 else title, of_series))
+        if len(curves) <= MOST_LINES or len(labels) == 1:
+            panels.append((title, curves))
+        else:
+            panels += [(label, [curve for curve in curves if curve.series == label]) for label in labels]
     return _drawing(
         "learning",
         "Accuracy against training images",
         f"What more training images are worth. {BARS}",
-        panels,
+        [_learning_panel(place, *each) for place, each in enumerate(panels[:MOST_PANELS])],
         [
             ["column", "depth", "n_train", "accuracy", "standard_error"],
             *(
@@ -230,6 +233,7 @@ def learning_drawing(results: Results) -> Drawing | None:
                 for r in curve.records
             ),
         ],
+        len(panels),
     )
 
 

@@ -26,11 +26,6 @@ class Series:
     label: str
     columns: dict[int | str, ColumnHead]
 
-    @property
-    def last(self) -> ColumnHead:
-        """The column of most training images."""
-        return list(self.columns.values())[-1]
-
 
 def is_wide(results: Results) -> bool:
     """Whether there are more columns than fit side by side."""
@@ -94,10 +89,10 @@ def _beginning(lists: list[list[str]]) -> list[str]:
 
 
 def leading(results: Results) -> list[ColumnHead]:
-    """The columns, those first that have the most training images of their series: what a page of few figures shows."""
-    lasts = [series.last for series in all_series(results)]
-    first = [head for head in results.columns if head in lasts]
-    return first + [head for head in results.columns if head not in lasts]
+    """The columns, first those that have the most training images of their series, then those of second most, and so
+    on: what a page of few figures shows."""
+    rank = {head.name: k for s in all_series(results) for k, head in enumerate(reversed(s.columns.values()))}
+    return sorted(results.columns, key=lambda head: rank[head.name])
 
 
 def depths(results: Results) -> list[int]:

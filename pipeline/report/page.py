@@ -153,7 +153,7 @@ def _figure(drawing: Drawing) -> str:
     across = 2 if len(drawing.panels) in (1, 2, 4) else 3
     name, text = f"{drawing.name}.csv", drawing.csv
     link = _link(name, text) if len(text) <= MOST_EMBEDDED else f"Its values: figures/{name}, beside this page."
-    some = f" Of {drawing.total} columns {len(drawing.panels)} are drawn."
+    some = f" Of {drawing.total} panels {len(drawing.panels)} are drawn."
     caption = drawing.caption + some * (len(drawing.panels) < drawing.total)
     return (
         f'<h2>{_text(drawing.title)}</h2><figure><div class="panels drawn" style="--across: {across}">{panels}</div>'
@@ -227,21 +227,22 @@ def _one_way(apart: Apart) -> str:
 
 
 def _heat_maps(collected: Collected) -> str:
-    rows: list[str] = []
-    for column in leading(collected.results):
-        maps = [
-            _heat_map(column.name, depth, draws[0]["heat_map"])
-            for (name, depth), draws in collected.arrays.items()
-            if name == column.name and draws and "heat_map" in draws[0]
-        ]
-        if maps and len(rows) < MOST_PANELS:
-            rows.append(f'<h3>{_text(column.name)}</h3><div class="panels maps">{"".join(maps)}</div>')
+    found: dict[str, dict[int, np.ndarray]] = {column.name: {} for column in leading(collected.results)}
+    for (name, depth), draws in collected.arrays.items():
+        if draws and "heat_map" in draws[0]:
+            found[name][depth] = draws[0]["heat_map"]
+    having = [(name, maps) for name, maps in found.items() if maps]
+    rows = [
+        f'<h3>{_text(name)}</h3><div class="panels maps">{"".join(_heat_map(name, *k) for k in maps.items())}</div>'
+        for name, maps in having[:MOST_PANELS]
+    ]
     if not rows:
         return ""
+    some = f" Of {len(having)} columns {len(rows)} are shown." if len(rows) < len(having) else ""
     return (
         "<h2>Gram matrices by depth</h2><p>K(x, x') / √(K(x, x) K(x', x')) of the first training images, at most 64, "
         "sorted by class: bright squares along the diagonal are classes that the kernel sees as alike. Dark to bright "
-        "is each map's own range, from its 1st to its 99.5th percentile off the diagonal.</p>" + "".join(rows)
+        f"is each map's own range, from its 1st to its 99.5th percentile off the diagonal.{some}</p>" + "".join(rows)
     )
 
 

@@ -89,7 +89,7 @@ def test_a_series_is_named_by_what_its_columns_share(numbers: list[int]):
     assert [series.label for series in found] == (list(KINDS) if len(numbers) > 1 else last)
     assert all(list(series.columns) == sorted(numbers) for series in found)
     assert leading[: len(KINDS)] == last
-    assert sorted(leading) == sorted(head.name for head in many(numbers).columns)
+    assert leading == [f"{kind}-{n}" for n in sorted(numbers, reverse=True) for kind in KINDS]
 
 
 def renamed(table: Results, names: dict[str, str]) -> Results:
@@ -161,6 +161,54 @@ def test_what_a_choice_is_worth_is_drawn_against_images_depth_or_in_rows():
     assert rows.panels[0].words.endswith("difference in accuracy (points). V-10 1.5, error 0.5.")
 
 
+def test_two_choices_of_one_name_are_told_apart():
+    zca = [{"method": "zca"}, {"method": "zca", "relative": 10}]
+    table = many(numbers=(10,), depths=(3, 6))
+    for column, how in zip(table.config["columns"][1:3], zca, strict=True):
+        del column["flips" if "flips" in column else "ridge"]
+        column["preprocess"] = how
+    found = {"difference": 1.5, "standard_error": 0.5, "depth": 3}
+    paired = [PairedDifference(column="V-flips-10", minus="V-loo-10", **found)]
+    for column in table.config["columns"][3:]:  # pooled in two ways, say with and without trained ends
+        column["readout"] = "gap"
+    table = table.model_copy(update={"paired": [*table.paired, *paired]})
+    titles = [p.words.partition(", difference")[0] for p in choices_drawing(table).panels]
+    assert titles == [
+        *("ZCA minus standard preprocessing", "ZCA (relative 10) minus standard preprocessing"),
+        *("gap minus vanilla", "ZCA (relative 10) minus ZCA"),
+    ]
+    table.config["columns"][2] |= {"preprocess": None, "readout": "gap"}
+    words = {p.words.partition(",")[0]: p.words for p in choices_drawing(table).panels}
+    assert "V-flips-10 minus V-10 from 1.5" in words["gap minus vanilla"]
+    assert "LAP-4-10 minus V-10 from 1.5" in words["gap minus vanilla"]
+
+
+def test_more_choices_than_a_page_holds_are_in_the_values():
+    table = many(numbers=(10,))
+    more = [{**table.config["columns"][0], "name": f"V-r{k}", "ridge": 0.01 * k} for k in range(1, 15)]
+    found = {"minus": "V-10", "depth": 6, "difference": 1.5, "standard_error": 0.5}
+    table = table.model_copy(
+        update={
+            "config": {**table.config, "columns": [*table.config["columns"], *more]},
+            "columns": [*table.columns, *(table.columns[0].model_copy(update={"name": c["name"]}) for c in more)],
+            "records": [*table.records, *(kernel_record(c["name"], 6, 10.0, readout="vanilla") for c in more)],
+            "paired": [PairedDifference(column=c["name"], **found) for c in more],
+        }
+    )
+    drawing = choices_drawing(table)
+    assert (len(drawing.panels), drawing.total, len(drawing.rows)) == (12, 14, 15)
+
+
+def test_accuracy_against_depth_has_lines_that_can_be_told_apart():
+    drawing = accuracy_drawing(many(numbers=range(10, 15), depths=(3, 6)))
+    vanilla, lap = (p.words for p in drawing.panels)
+    assert (vanilla.count(" from "), lap.count(" from ")) == (12, 5)
+    assert "V-14 from" in vanilla
+    assert "V-loo-10 from" not in vanilla
+    assert len(drawing.rows) == 1 + 2 * 20
+    assert "Of each readout 12 columns are drawn" in drawing.caption
+
+
 def test_learning_curves_stand_in_for_accuracy_and_else_it_is_rows():
     assert accuracy_drawing(many()) is None
     assert [len(p.words.split(";")) for p in learning_drawing(many()).panels] == [3, 1]
@@ -193,8 +241,8 @@ def test_a_page_of_many_columns_holds_few_figures_and_links_every_value(wide, tm
     assert drawn["spectrum"].panels[0].name == "spectrum-V-13"
     write_report(wide, "name: made\n", tmp_path / "made")
     html = (tmp_path / "made" / "report.html").read_text()
-    assert "Of 16 columns 2 are drawn." in html
-    assert "Of 16 columns 2 are shown." in html
+    assert "Of 16 panels 2 are drawn." in html
+    assert html.count("Of 16 columns 2 are shown.") == 2
     assert html.count('alt="Gram matrix of') == 2
     beside = sorted(p.name for p in (tmp_path / "made" / "figures").glob("*.csv"))
     assert "spectrum.csv" in beside
