@@ -44,7 +44,7 @@ def add_provenance(folder: Path, stage: str, device: "torch.device", **facts: An
 def _joined(earlier: Any, now: Any) -> Any:
     """Of a fact of before, or None, and one of now; what is not of one kind is replaced."""
     if isinstance(now, list) and isinstance(earlier, list):
-        return list(dict.fromkeys([*earlier, *now]))
+        return earlier + [fact for fact in now if fact not in earlier]
     if isinstance(now, int | float) and isinstance(earlier, int | float):
         return round(earlier + now, 3)
     return now

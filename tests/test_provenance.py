@@ -27,8 +27,8 @@ def test_a_damaged_file_stops_nothing(tmp_path: Path, caplog):
     add_provenance(tmp_path, "solve", CPU, cells=2)
     (tmp_path / "provenance" / "solve.json").write_text("")
     assert read_provenance(tmp_path) == {"solve": {}}
-    (tmp_path / "provenance" / "solve.json").write_text('{"cells": "two"}')
-    add_provenance(tmp_path, "solve", CPU, cells=1)
+    (tmp_path / "provenance" / "solve.json").write_text('{"cells": "two", "columns": [{}]}')
+    add_provenance(tmp_path, "solve", CPU, cells=1, columns=["A"])
     assert read_provenance(tmp_path)["solve"]["cells"] == 1
     (tmp_path / "provenance" / "solve.json").write_text("")
     add_provenance(tmp_path, "solve", CPU, cells=1)
