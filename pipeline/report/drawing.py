@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -15,6 +16,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
 WIDTH, HEIGHT = 4.6, 3.3  # inches: at 9 points readable also where the panel fills a phone
 NAME_HEIGHT = 0.17
+CHARACTERS = 36  # side by side below a panel
 # Of a figure that has one for each column: more are not looked at, and a hundred take a minute to draw.
 MOST_PANELS = 12
 LEADER = {"arrowstyle": "-", "linestyle": ":", "linewidth": 1, "relpos": (0, 0.5), "shrinkA": 1}
@@ -107,7 +109,7 @@ def _drawn(
         axis.axhline(0, linestyle="--", color="#888", linewidth=1)
     if ticks:
         axis.set_xscale("log")
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_xticks(spaced(ticks), [f"{tick:g}" for tick in spaced(ticks)])
         axis.minorticks_off()
     if log_y:
         axis.set_yscale("log")
@@ -118,6 +120,16 @@ def _drawn(
     axis.spines[["top", "right"]].set_visible(False)
     _name_lines(axis, lines, height)
     return Panel(name, to_svg(figure, name), f"{title}, {y_label} against {x_label}. {_in_words(lines)}")
+
+
+def spaced(ticks: Sequence[float]) -> list[float]:
+    """Those whose numbers do not run into each other on a logarithmic axis, the ends among them; ticks increase."""
+    gap = (max(len(f"{tick:g}") for tick in ticks) + 1) / CHARACTERS * math.log(ticks[-1] / ticks[0])
+    kept = [ticks[0]]
+    for tick in ticks[1:-1]:
+        if min(math.log(tick / kept[-1]), math.log(ticks[-1] / tick)) >= gap:
+            kept.append(tick)
+    return kept + list(ticks[1:][-1:])
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def accuracy_drawing(results: Results) -> Drawing | None:
     deep = any(len(c.depths) > 1 for c in results.columns)
     hollow = " Hollow: the paper." if any(c.paper for c in results.columns) else ""
     asks = "Whether depth helps, and which column is ahead at each depth." if deep else "Which column is ahead."
-    some = f" Of each readout {MOST_LINES} columns are drawn, those first of most training images." * (left_out > 0)
+    some = f" Of each readout at most {MOST_LINES} columns are drawn: those of most training images." * (left_out > 0)
     dashed = " Dashed: kernels." * deep
     rows = [[r.column, r.depth, r.accuracy, r.standard_error] for r in results.records]
     return _drawing(
