@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exact_ntk.errors import StoreError
-from exact_ntk.files import read_json, write_json
+from exact_ntk.files import read_json, remove_leftovers, write_json
 from exact_ntk.locks import locked
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def add_provenance(folder: Path, stage: str, device: "torch.device", **facts: An
 
     path = _path(folder, stage)
     with locked(path.with_name(".lock")) as lock:
-        lock.clear(path)
+        if lock.sure:  # of any stage: one that has finished writes nothing again
+            remove_leftovers(path.parent, ".*.partial")
         earlier = _read(path)
         write_json(path, {**{k: _joined(earlier.get(k), v) for k, v in facts.items()}, **describe(device)})
 

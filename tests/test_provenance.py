@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from exact_ntk.files import temporary_beside
 from exact_ntk.provenance import add_provenance, read_provenance, time_left
 
 CPU = torch.device("cpu")
@@ -21,6 +22,15 @@ def test_numbers_are_added_and_lists_joined(tmp_path: Path):
     assert first["device_type"] == "cpu"
     assert time_left(tmp_path, "gram-1", 8) == "0:00:06"
     assert time_left(tmp_path, "gram-2", 8) is None
+
+
+def test_what_killed_writers_of_any_stage_have_left_goes(tmp_path: Path):
+    add_provenance(tmp_path, "gram-1", CPU, tiles_computed=3)
+    left = temporary_beside(tmp_path / "provenance" / "gram-2.json")
+    left.touch()
+    add_provenance(tmp_path, "solve", CPU, cells=2)
+    assert not left.exists()
+    assert set(read_provenance(tmp_path)) == {"gram-1", "solve"}
 
 
 def test_a_damaged_file_stops_nothing(tmp_path: Path, caplog):
