@@ -39,7 +39,8 @@ def configured(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def all_series(results: Results) -> list[Series]:
-    """Every column in its series, in the order of the table."""
+    """Every column in its series, in the order of their first columns in the table."""
+    made: list[dict[int | str, ColumnHead]] = []
     groups: dict[str, list[dict[int | str, ColumnHead]]] = {}
     asked = configured(results)
     for head in results.columns:
@@ -48,13 +49,11 @@ def all_series(results: Results) -> list[Series]:
         n = column["train"]["n"]
         place = next((found for found in alike if n not in found), None)
         if place is None:
-            alike.append(place := {})
+            place = {}
+            alike.append(place)
+            made.append(place)
         place[n] = head
-    series = [
-        dict(sorted(columns.items(), key=lambda item: _number(item[0])))
-        for alike in groups.values()
-        for columns in alike
-    ]
+    series = [dict(sorted(columns.items(), key=lambda item: _number(item[0]))) for columns in made]
     names = [[head.name for head in columns.values()] for columns in series]
     labels = [_shared(some) for some in names]
 

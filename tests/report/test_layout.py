@@ -119,6 +119,13 @@ def test_a_series_keeps_what_its_names_share_or_its_first_name(small: str, large
     assert [series.label for series in found] == [label, "W", "V-flips", "LAP-4"]
 
 
+def test_of_two_columns_of_one_number_the_second_begins_a_series_at_its_own_place():
+    table = renamed(many(numbers=(10, 20)), {"LAP-4-10": "again"})
+    table.config["columns"][3] |= {"readout": "vanilla", "train": {"n": 10, "draws": 5}}
+    found = layout.all_series(table)
+    assert [series.label for series in found] == ["V", "V-loo", "V-flips", "again", "LAP-4-20"]
+
+
 def test_no_two_series_have_one_label():
     names = {"V-10": "a", "V-20": "b", "V-loo-10": "a-10", "V-loo-20": "a-20"}
     assert [s.label for s in layout.all_series(renamed(many(numbers=(10, 20)), names))] == [
