@@ -1,11 +1,13 @@
 """How long each stage took, and on what machine: a file a stage in a run's folder, summed over interrupted runs."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exact_ntk.errors import StoreError
+from exact_ntk.errors import NtkError, StoreError
 from exact_ntk.files import read_json, remove_leftovers, write_json
 from exact_ntk.locks import locked
 
@@ -35,11 +37,25 @@ def add_provenance(folder: Path, stage: str, device: "torch.device", **facts: An
     from exact_ntk.device import describe
 
     path = _path(folder, stage)
-    with locked(path.with_name(".lock")) as lock:
-        if lock.sure:  # of any stage: one that has finished writes nothing again
-            remove_leftovers(path.parent, ".*.partial")
+    with _writing(path.parent):
         earlier = _read(path)
         write_json(path, {**{k: _joined(earlier.get(k), v) for k, v in facts.items()}, **describe(device)})
+
+
+@contextlib.contextmanager
+def _writing(provenance: Path) -> Iterator[None]:
+    """Alone there, and without what killed writers of any stage have left."""
+    with locked(provenance / ".lock") as lock:
+        if lock.sure:
+            remove_leftovers(provenance, ".*.partial")
+        yield
+
+
+def clear(folder: Path) -> None:
+    """Remove what killed writers have left, where this process may: a stage that has finished writes nothing again."""
+    if (folder / "provenance").is_dir():
+        with contextlib.suppress(NtkError), _writing(folder / "provenance"):
+            pass
 
 
 def _joined(earlier: Any, now: Any) -> Any:

@@ -67,3 +67,7 @@ def test_what_a_kill_leaves_of_any_file_is_cleared_away(machine: Machine, done: 
     assert again.process.exitcode == 0, again.said
     assert partials(done) == []
     assert contents(done) == expected
+    for path in (run / "provenance").glob("*.json"):
+        temporary_beside(path).touch()
+    again = machine.run(done, "report", "tiny.yaml")
+    assert (again.process.exitcode, partials(done)) == (0, [])
