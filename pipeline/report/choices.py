@@ -86,7 +86,10 @@ def _named(key: str, value: Any) -> str:
 def _settings(how: Zca | RidgeChoice) -> str:
     """Those that are not the defaults, without which two that differ in them would share a name."""
     given = how.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"method", "select"})
-    said = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in given.items()]
+    said = [
+        key if value is True else f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in given.items()
+    ]
     return f" ({', '.join(said)})" if said else ""
 
 

@@ -145,7 +145,7 @@ def _parts(r: CellRecord, one_draw: bool) -> list[str]:
     parts = [f"{r.n_train} training images", *(["one draw"] if one_draw else [])]
     parts += [f"tested on {r.n_test}{SOURCES[r.test_from]}", *([r.preprocessed] if r.preprocessed else [])]
     if isinstance(r, NetworkRecord):
-        return [*parts, f"width {r.width}", f"mean of {r.seeds} seeds"]
+        return [*parts, f"width {r.width}", f"mean of {r.seeds} seeds" if r.seeds > 1 else "one seed"]
     curve = r.by_draw[0].ridge
     ridge = f"each draw's ridge by {LEFT_OUT[curve.select]} error" if curve else f"ridge {r.ridge:g}" * bool(r.ridge)
     more = [f"mean of {r.draws} draws" * (r.draws > 1), "with mirror images" * r.flips, UNIT[r.unit_diagonal], ridge]

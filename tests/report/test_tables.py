@@ -48,6 +48,7 @@ def test_notes_say_what_is_in_no_error(results: Results):
 def test_notes_say_what_every_column_was_tested_on(results: Results):
     nets = with_networks(results, (8,))
     assert "net-w8: 2000 training images, tested on 100, width 8, mean of 2 seeds." in said(nets)
+    assert "tested on 100, width 8, one seed." in said(replaced(nets, "net-w8", seeds=1))
     outside = replaced(nets, "net-w8", test_from="both")
     assert "net-w8: 2000 training images, tested on 100 images outside the draw, width 8" in said(outside)
 
