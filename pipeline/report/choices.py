@@ -94,20 +94,25 @@ def _settings(how: Zca | RidgeChoice) -> str:
 
 
 def _panel(name: str, title: str, effects: list[_Effect]) -> Panel:
-    of = {"n": len({e.n for e in effects}) > 1, "depth": len({e.found.depth for e in effects}) > 1}
-    if not any(of.values()):
+    """Against what the effects have more of: numbers of training images, or depths; the other names lines."""
+    numbers, depths = ({e.n for e in effects}, {e.found.depth for e in effects})
+    if len(numbers) == len(depths) == 1:
         values = tuple(Dot(e.label, e.found.difference, e.found.standard_error) for e in effects)
         return dots(name, title, values, WORDS, zero=True)
+    by_n = len(numbers) >= len(depths)
+    several = len({e.label for e in effects}) > 1
     lines: dict[str, list[_Effect]] = {}
     for e in effects:
-        lines.setdefault(e.label + f", L = {e.found.depth}" * all(of.values()), []).append(e)
+        other = f"L = {e.found.depth}" * (len(depths) > 1) if by_n else f"n = {e.n}" * (len(numbers) > 1)
+        label = ", ".join(filter(None, [e.label * (several or not other), other]))
+        lines.setdefault(label, []).append(e)
     return panel(
         name,
         title,
-        [_line(label, some, of["n"]) for label, some in lines.items()],
-        "training images n" if of["n"] else "depth L",
+        [_line(label, some, by_n) for label, some in lines.items()],
+        "training images n" if by_n else "depth L",
         WORDS,
-        ticks=sorted({_at(e, of["n"]) for e in effects}),
+        ticks=sorted(numbers if by_n else depths),
         zero=True,
     )
 

@@ -177,6 +177,8 @@ def test_what_a_choice_is_worth_is_drawn_against_images_depth_or_in_rows():
     assert drawing.rows[1] == ["ridge by loo minus ridge 0", "V-loo-10", "V-10", 6, 10, 1.5, 0.5]
     by_depth = choices_drawing(many(numbers=(10,), depths=(3, 6)))
     assert "against depth L. V-10 from 1.5 at 3 to 1.5 at 6." in by_depth.panels[0].words
+    both = choices_drawing(many(numbers=(10, 20), depths=(3, 4, 6)))
+    assert "against depth L. n = 10 from 1.5 at 3 to 1.5 at 6; n = 20 from" in both.panels[0].words
     rows = choices_drawing(many(numbers=(10,)))
     assert rows.panels[0].words.endswith("difference in accuracy (points). V-10 1.5, error 0.5.")
 
