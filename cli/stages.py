@@ -256,12 +256,12 @@ class Session:
 
     def _report(self) -> "Results":
         from exact_ntk.config import Digits
-        from exact_ntk.provenance import clear
+        from exact_ntk.provenance import clear_leftovers
         from exact_ntk.report.collect import collect
         from exact_ntk.report.write import write_report
 
         work = self.workspace
-        clear(work.run)
+        clear_leftovers(work.run)
         collected = collect(self.table, self.pictures or isinstance(work.config.data, Digits))
         write_report(collected, work.yaml, work.results)
         return collected.results

@@ -51,7 +51,7 @@ def _writing(provenance: Path) -> Iterator[None]:
         yield
 
 
-def clear(folder: Path) -> None:
+def clear_leftovers(folder: Path) -> None:
     """Remove what killed writers have left, where this process may: a stage that has finished writes nothing again."""
     if (folder / "provenance").is_dir():
         with contextlib.suppress(NtkError), _writing(folder / "provenance"):

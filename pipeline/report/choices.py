@@ -64,10 +64,10 @@ def _effects(found: list[PairedDifference], labels: dict[str, str], n: dict[str,
 def _choice(column: dict[str, Any], minus: dict[str, Any]) -> str:
     """What a column has and what the other has in its place: mirror images minus none."""
     key = next((k for k in ("readout", *APART) if column.get(k) != minus.get(k)), "readout")
-    return " minus ".join(_named(key, asked.get(key)) for asked in (column, minus))
+    return " minus ".join(_in_words(key, asked.get(key)) for asked in (column, minus))
 
 
-def _named(key: str, value: Any) -> str:
+def _in_words(key: str, value: Any) -> str:
     if key == "preprocess":
         if isinstance(value, dict):
             return "ZCA" + _settings(Zca.model_validate(value))

@@ -21,7 +21,7 @@ from exact_ntk.report.pictures import Apart
 from exact_ntk.report.spectra import without_spectrum
 from exact_ntk.report.tables import csv_table
 
-# Longer values of a figure lie in a file beside the page, which would else be too large to be sent.
+# Characters: values of a figure or provenance of more lie beside the page, which would else be too large to send.
 MOST_EMBEDDED = 100_000
 MOST_LOOSE = 7  # columns of a table that has room between them
 
@@ -298,10 +298,13 @@ def _provenance(collected: Collected, config_yaml: str) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in made["versions"].items())
     data = collected.results.config["data"]
     beside = f", and {data['path']} where it says" if "path" in data else ""
+    facts = json.dumps(collected.provenance, indent=1)
+    stages = "<p>Stages and cells: provenance.json, beside this page.</p>"
+    if len(facts) <= MOST_EMBEDDED:
+        stages = f'<details><summary>Stages and cells</summary><pre tabindex="0">{_text(facts)}</pre></details>'
     return f"""<h2>Provenance</h2>
 <p>{_text(made["device"])}, {_text(made["threads"])} threads; {_text(versions)}.</p>
 <p>To reproduce it, with {_link("config.yaml", config_yaml, "application/yaml")} in the folder{_text(beside)}:</p>
 <pre>ntk run config.yaml</pre>
 <details><summary>Resolved config</summary><pre tabindex="0">{_text(config_yaml)}</pre></details>
-<details><summary>Stages and cells</summary><pre tabindex="0">{_text(json.dumps(collected.provenance, indent=1))}</pre>
-</details>"""
+{stages}"""

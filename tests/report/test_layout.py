@@ -257,7 +257,7 @@ def wide() -> Collected:
 def test_a_page_of_many_columns_holds_few_figures_and_links_every_value(wide, tmp_path: Path, monkeypatch):
     for module in (figures, spectra, page):
         monkeypatch.setattr(module, "MOST_PANELS", 2)
-    monkeypatch.setattr(page, "MOST_EMBEDDED", 500)
+    monkeypatch.setattr(page, "MOST_EMBEDDED", 300)
     drawn = {d.name: d for d in (*drawings(wide.results), *kept_drawings(wide))}
     assert [len(drawn[name].panels) for name in ("ridge", "spectrum", "flow")] == [2, 2, 2]
     assert drawn["spectrum"].panels[0].name == "spectrum-V-13"
@@ -270,8 +270,10 @@ def test_a_page_of_many_columns_holds_few_figures_and_links_every_value(wide, tm
     assert "spectrum.csv" in beside
     assert all(f"figures/{name}, beside this page" in html for name in beside)
     assert 'download="table.csv"' in html
+    assert "Stages and cells: provenance.json, beside this page." in html
     rows = list(csv.reader(io.StringIO((tmp_path / "made" / "figures" / "spectrum.csv").read_text())))
     assert len(rows) == 1 + 16 * 2
     monkeypatch.setattr(page, "MOST_EMBEDDED", 10**6)
     write_report(wide, "name: made\n", tmp_path / "made")
     assert not list((tmp_path / "made" / "figures").glob("*.csv"))
+    assert "<summary>Stages and cells</summary>" in (tmp_path / "made" / "report.html").read_text()
