@@ -1,8 +1,12 @@
 """Small real data sets on disk, the hypothesis profile of the whole suite, and one thread for each of its workers."""
 
 import os
+import signal
 from pathlib import Path
 
+# A shell has what it starts in the background ignore SIGINT, which tests send themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before torch reads them: workers that share cores wait for each other's threads.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 if "PYTEST_XDIST_WORKER" in os.environ:
