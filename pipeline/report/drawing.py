@@ -19,6 +19,7 @@ NAME_HEIGHT = 0.17
 CHARACTERS = 36  # side by side below a panel
 # Of a figure that has one for each column: more are not looked at, and a hundred take a minute to draw.
 MOST_PANELS = 12
+MOST_LINES = 12  # of a panel: the names of more stand far from their ends
 LEADER = {"arrowstyle": "-", "linestyle": ":", "linewidth": 1, "relpos": (0, 0.5), "shrinkA": 1}
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from exact_ntk.records import ColumnHead, KernelRecord, NetworkRecord, Results
 from exact_ntk.report.choices import choices_drawing
-from exact_ntk.report.drawing import MOST_PANELS, Dot, Drawing, Line, Panel, dots, panel
-from exact_ntk.report.layout import all_series, configured, leading
+from exact_ntk.report.differing import configured
+from exact_ntk.report.drawing import MOST_LINES, MOST_PANELS, Dot, Drawing, Line, Panel, dots, panel
+from exact_ntk.report.series import all_series, leading
 
 TITLES = {
     "vanilla": "vanilla readout",
@@ -23,7 +24,6 @@ SAME = ("readout", "train", "test", "train_first", "train_last")
 # What networks of one line may differ in.
 APART = ("name", "width", "paper", "depths")
 BARS = "Bars: one standard error."
-MOST_LINES = 12  # of a panel: the names of more stand far from their ends
 
 Record = KernelRecord | NetworkRecord
 

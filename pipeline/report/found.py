@@ -1,6 +1,7 @@
 """What was found, in two sentences made from the records."""
 
 from exact_ntk.records import Results
+from exact_ntk.report.differing import differences
 from exact_ntk.report.figures import Record, beside_kernel, unpaired_error
 from exact_ntk.report.notes import SOURCES
 from exact_ntk.report.paired import sureness, surest
@@ -54,11 +55,13 @@ def _columns(results: Results) -> str | None:
     if not results.paired:
         return None
     p = surest(results.paired)
-    same = sum(q.difference * p.difference > 0 for q in results.paired)
+    (choice, alike), *others = sorted(differences(results).items(), key=lambda item: p not in item[1])
+    same = sum(q.difference * p.difference > 0 for q in alike)
+    of_them = f", of which {len(alike)} are {choice}, {same} of them" * bool(others) or f", {same}"
     return (
         f"On the same images {p.column} is {_ahead(p.difference, p.standard_error)} {p.minus} by "
         f"{abs(p.difference):.2f} ± {p.standard_error:.2f} points at depth {p.depth} ({sureness(p):.1f} standard "
-        f"errors), the surest of {_count(len(results.paired), 'paired comparison')}, {same} with that sign."
+        f"errors), the surest of {_count(len(results.paired), 'paired comparison')}{of_them} with that sign."
     )
 
 

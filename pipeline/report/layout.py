@@ -1,30 +1,13 @@
-"""How a table is laid out: its columns side by side or, where they are many, in rows.
+"""How a table is laid out: its columns side by side or, where they are many, in rows."""
 
-Columns that differ in their training images alone are a series: they are one row of a wide table, and one line of a
-figure.
-"""
-
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import takewhile
-from typing import Any
 
 from exact_ntk.grids import Grid
 from exact_ntk.records import ColumnHead, Results
+from exact_ntk.report.series import all_series, as_number, choice_names, labels_of, of_kernels
 
 # More columns than these fit side by side neither on a page nor on a terminal.
 MOST_ACROSS = 12
-# What columns of a series may differ in.
-APART = ("name", "paper", "depths", "train")
-
-
-@dataclass(frozen=True)
-class Series:
-    """label: what the columns' names share.  columns: by the number of training images that the config asks for."""
-
-    label: str
-    columns: dict[int | str, ColumnHead]
 
 
 def is_wide(results: Results) -> bool:
@@ -32,93 +15,66 @@ def is_wide(results: Results) -> bool:
     return len(results.columns) > MOST_ACROSS
 
 
-def configured(results: Results) -> dict[str, dict[str, Any]]:
-    """What the config says of each column, by its name; preprocess also where a column leaves it to the data."""
-    default = results.config["data"].get("preprocess", "standard")
-    return {column["name"]: {"preprocess": default, **column} for column in results.config["columns"]}
-
-
-def all_series(results: Results) -> list[Series]:
-    """Every column in its series, in the order of their first columns in the table."""
-    made: list[dict[int | str, ColumnHead]] = []
-    groups: dict[str, list[dict[int | str, ColumnHead]]] = {}
-    asked = configured(results)
-    for head in results.columns:
-        column = asked[head.name]
-        alike = groups.setdefault(repr(sorted((k, v) for k, v in column.items() if k not in APART)), [])
-        n = column["train"]["n"]
-        place = next((found for found in alike if n not in found), None)
-        if place is None:
-            place = {}
-            alike.append(place)
-            made.append(place)
-        place[n] = head
-    series = [dict(sorted(columns.items(), key=lambda item: _number(item[0]))) for columns in made]
-    names = [[head.name for head in columns.values()] for columns in series]
-    labels = [_shared(some) for some in names]
-
-    def own(label: str, some: list[str]) -> bool:
-        return bool(label) and labels.count(label) == 1 and (label in some or label not in asked)
-
-    return [
-        Series(label if own(label, some) else some[0], columns)
-        for label, some, columns in zip(labels, names, series, strict=True)
-    ]
-
-
-def _number(n: int | str) -> float:
-    return float("inf") if n == "all" else float(n)
-
-
-def _shared(names: list[str]) -> str:
-    """V-flips for V-flips-10 and V-flips-1K, CNN-w8 for CNN-n10-w8 and CNN-n20-w8."""
-    if len(names) == 1:
-        return names[0]
-    parts = [re.findall(r"[0-9]+K?|[A-Za-z]+|[._-]", name) for name in names]
-    begin = _beginning(parts)
-    end = _beginning([part[len(begin) :][::-1] for part in parts])[::-1]
-    if begin[-1:] == ["n"]:
-        begin = begin[:-1]
-    return re.sub(r"([._-])[._-]+", r"\1", "".join([*begin, *end])).strip("._-")
-
-
-def _beginning(lists: list[list[str]]) -> list[str]:
-    """What all of them begin with."""
-    return [some[0] for some in takewhile(lambda some: len(set(some)) == 1, zip(*lists, strict=False))]
-
-
-def leading(results: Results) -> list[ColumnHead]:
-    """The columns, first those that have the most training images of their series, then those of second most, and so
-    on: what a page of few figures shows."""
-    rank = {head.name: k for s in all_series(results) for k, head in enumerate(reversed(s.columns.values()))}
-    return sorted(results.columns, key=lambda head: rank[head.name])
-
-
 def depths(results: Results) -> list[int]:
     """Every depth of the table, in order."""
     return sorted({d for c in results.columns for d in c.depths})
 
 
-def laid_out(results: Results, cell: Callable[[ColumnHead, int], str]) -> Grid:
-    """Header and rows of what `cell` says of a column at a depth: a row a depth, of a wide table a row a series.
+def numbers(results: Results) -> list[int | str]:
+    """Every number of training images that a column asks for, in order."""
+    return sorted({n for series in all_series(results) for n in series.columns}, key=as_number)
 
-    Where that has more across than fits and fewer rows, rows and columns change places.
+
+def by_choice(results: Results) -> dict[str, dict[str, ColumnHead]] | None:
+    """Of a wide table of one depth and number of training images each kernel's columns, by what was chosen.
+
+    None where kernels and choices have more across than fits, or make more empty cells than others.
     """
-    down = depths(results)
-    if not is_wide(results):
-        rows = [[str(d), *(cell(c, d) if d in c.depths else "" for c in results.columns)] for d in down]
-        return ["depth", *(c.name for c in results.columns)], rows
-    found = all_series(results)
-    numbers = sorted({n for series in found for n in series.columns}, key=_number)
-    if len(numbers) == 1:
-        header, places = ["column", *(f"depth {d}" for d in down)], {"": [(numbers[0], d) for d in down]}
+    if not is_wide(results) or not len(numbers(results)) == len(depths(results)) == 1:
+        return None
+    groups = of_kernels(results)
+    names = choice_names(results, groups)
+    if not 1 < len(names) <= MOST_ACROSS or 2 * len(results.columns) < len(groups) * len(names):
+        return None
+    named = [{name: columns[choice] for choice, name in names.items() if choice in columns} for columns in groups]
+    return dict(zip(labels_of(groups, results), named, strict=True))
+
+
+Cell = Callable[[ColumnHead, int], str]
+
+
+def laid_out(results: Results, cell: Cell) -> Grid:
+    """Header and rows of what `cell` says of a column at a depth: a row a depth, of a wide table a row a series or,
+    where `by_choice` knows them, a kernel."""
+    if kernels := by_choice(results):
+        return _choices_across(kernels, cell, *depths(results))
+    if is_wide(results):
+        return _rows_of_series(results, cell)
+    rows = [[str(d), *(cell(c, d) if d in c.depths else "" for c in results.columns)] for d in depths(results)]
+    return ["depth", *(c.name for c in results.columns)], rows
+
+
+def _choices_across(kernels: dict[str, dict[str, ColumnHead]], cell: Cell, depth: int) -> Grid:
+    choices = list(dict.fromkeys(name for columns in kernels.values() for name in columns))
+    return [f"depth {depth}", *choices], [
+        [label, *(cell(columns[name], depth) if name in columns else "" for name in choices)]
+        for label, columns in kernels.items()
+    ]
+
+
+def _rows_of_series(results: Results, cell: Cell) -> Grid:
+    """Numbers of training images across or, if that is one, depths. Where that has more across than fits and fewer
+    rows, rows and columns change places."""
+    down, across = depths(results), numbers(results)
+    if len(across) == 1:
+        header, places = ["column", *(f"depth {d}" for d in down)], {"": [(across[0], d) for d in down]}
     else:
-        places = {f" at depth {d}" * (len(down) > 1): [(n, d) for n in numbers] for d in down}
-        header = ["column" if len(down) > 1 else f"depth {down[0]}", *(f"n = {n}" for n in numbers)]
+        places = {f" at depth {d}" * (len(down) > 1): [(n, d) for n in across] for d in down}
+        header = ["column" if len(down) > 1 else f"depth {down[0]}", *(f"n = {n}" for n in across)]
     rows = []
-    for series in found:
-        for at, across in places.items():
-            heads = [(series.columns.get(n), d) for n, d in across]
+    for series in all_series(results):
+        for at, cells in places.items():
+            heads = [(series.columns.get(n), d) for n, d in cells]
             row = [cell(head, d) if head and d in head.depths else "" for head, d in heads]
             rows += [[series.label + at, *row]] if any(row) else []
     if len(rows) < len(header) - 1 > MOST_ACROSS:

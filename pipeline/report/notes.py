@@ -1,8 +1,19 @@
 """What a reader must know of the table's numbers: marks on cells, and notes below it."""
 
 from exact_ntk.grids import named
-from exact_ntk.records import CellRecord, EarlyStoppedCell, KernelRecord, NetworkRecord, Results, RidgeCurve, by_need
-from exact_ntk.report.layout import Series, all_series, is_wide
+from exact_ntk.records import (
+    CellRecord,
+    EarlyStoppedCell,
+    KernelRecord,
+    NetworkRecord,
+    PairedDifference,
+    Results,
+    RidgeCurve,
+    by_need,
+)
+from exact_ntk.report.differing import differences
+from exact_ntk.report.layout import by_choice, is_wide
+from exact_ntk.report.series import Series, all_series
 
 INDEFINITE = "†"
 OVERLAP = "‡"
@@ -45,7 +56,28 @@ def described(results: Results) -> list[str]:
     shared = [part for part in first if all(part in parts for parts in others)]
     lines = [f"All: {', '.join(shared)}."] if shared else []
     apart = {label: ", ".join(part for part in parts if part not in shared) for label, parts in rows.items()}
-    return lines + [f"{label}: {text}." for label, text in apart.items() if text]
+    ridges = {s.label: _chosen(results, [head.name for head in s.columns.values()]) for s in all_series(results)}
+    across: dict[str, list[str]] = {}
+    for columns in (by_choice(results) or {}).values():
+        for choice, head in columns.items():
+            across.setdefault(choice, []).append(head.name)
+    return lines + _once(apart, across) + _once(ridges, across)
+
+
+def _once(said: dict[str, str], across: dict[str, list[str]]) -> list[str]:
+    """What is said of each, once for all that it is said of.
+
+    across: columns of the table with what stands below them, which they are told by where that is all said of.
+    """
+    of: dict[str, list[str]] = {}
+    for label, text in said.items():
+        of.setdefault(text, []).append(label)
+    lines = []
+    for text, labels in of.items():
+        whole = {name: below for name, below in across.items() if set(below) <= set(labels)}
+        rest = [label for label in labels if not any(label in below for below in whole.values())]
+        lines += [f"{', '.join([*whole, *rest])}: {text}."] if text else []
+    return lines
 
 
 def _of_series(results: Results, series: Series) -> list[str]:
@@ -59,12 +91,10 @@ def _of_series(results: Results, series: Series) -> list[str]:
             said = [part.replace(f" {r.n_train} training", " training") for part in said[1:]]
         for part in said:
             by_part.setdefault(part, []).append(n)
-    parts = [
+    return [
         part if len(those) == len(found) else f"{part} (n = {', '.join(map(str, those))})"
         for part, those in by_part.items()
     ]
-    chosen = _chosen(results, [head.name for head in series.columns.values()])
-    return [*parts, *([chosen] if chosen else [])]
 
 
 def caveats(results: Results) -> list[str]:
@@ -124,8 +154,21 @@ def _paired(results: Results) -> list[str]:
         text = f"{p.difference:+.2f} ± {p.standard_error:.2f} at depth {p.depth}"
         by_columns.setdefault((p.column, p.minus), []).append(text)
     if len(by_columns) > MOST_PAIRED:
-        return [f"{len(results.paired)} paired differences, image by image: drawn in report.html, and in results.json."]
+        total = (
+            f"{len(results.paired)} paired differences, image by image, are in results.json and drawn in report.html"
+        )
+        by_chance = "one in twenty is two standard errors from 0 by chance alone"
+        return [f"{total}; {by_chance}.", *(_worth(title, found) for title, found in differences(results).items())]
     return [f"{a} minus {b}, image by image: {', '.join(texts)}." for (a, b), texts in by_columns.items()]
+
+
+def _worth(title: str, found: list[PairedDifference]) -> str:
+    """What a choice is worth, over all comparisons."""
+    points = sorted(p.difference for p in found)
+    ends = " to ".join(f"{d:+.2f}" for d in (points[0], points[-1])[: len(points)])
+    times = f"{len(found)} comparison{'s' * (len(found) > 1)}"
+    above, below = (sum(sign * p.difference >= 2 * p.standard_error for p in found) for sign in (1, -1))
+    return f"{title}: {ends} points in {times}, {above} above 0 by two standard errors, {below} below."
 
 
 LEFT_OUT = {"loo": "leave-one-out", "holdout": "held-out"}
@@ -168,9 +211,11 @@ def _chosen(results: Results, columns: list[str]) -> str:
     for depth, curves in sorted(by_depth.items()):
         chosen = sorted({curve.ridge for curve in curves})
         if chosen:
-            ends = f" ({sum(c.at_the_top for c in curves)} of {len(curves)} the largest there were)"
+            top = sum(c.at_the_top for c in curves)
+            of = f"{top} of {len(curves)} the largest there were" if len(curves) > 1 else "the largest there was"
+            said = f" ({of})" * (top > 0)
             text = " to ".join(f"{ridge:g}" for ridge in (chosen[0], chosen[-1])[: len(chosen)])
-            texts.append(f"{text}{ends * any(c.at_the_top for c in curves)} at depth {depth}")
+            texts.append(f"{text}{said} at depth {depth}")
     return f"ridges chosen {', '.join(texts)}" if texts else ""
 
 
@@ -185,8 +230,9 @@ def _of_network(r: NetworkRecord) -> list[str]:
         )
     unfitted = [run for run in r.runs if run.fitted_at is None and run.diverged is None]
     if unfitted:
+        who = f"{len(unfitted)} of {len(r.runs)} seeds" if len(r.runs) > 1 else "its seed"
         lines.append(
-            f"{at}: {len(unfitted)} of {len(r.runs)} seeds did not reach 100 % training accuracy in "
+            f"{at}: {who} did not reach 100 % training accuracy in "
             f"{max(run.epochs for run in unfitted)} epochs; mean training accuracy {r.train_accuracy:.1f} %."
         )
     return lines

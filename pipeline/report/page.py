@@ -15,9 +15,10 @@ from exact_ntk.report.classes import MOST_CLASSES, ByClass, by_class
 from exact_ntk.report.collect import Collected
 from exact_ntk.report.drawing import MOST_PANELS, Drawing
 from exact_ntk.report.found import found, in_errors
-from exact_ntk.report.layout import is_wide, laid_out, leading
+from exact_ntk.report.layout import is_wide, laid_out
 from exact_ntk.report.notes import FAILED, MISSING, caveats, described, spread
 from exact_ntk.report.pictures import Apart
+from exact_ntk.report.series import leading
 from exact_ntk.report.spectra import without_spectrum
 from exact_ntk.report.tables import csv_table
 
@@ -50,6 +51,7 @@ svg { width: 100%; height: auto; color: var(--ink); stroke-linejoin: round; }
 .matrices > * { flex-basis: 25rem; } .confusion { font-size: .75rem; print-color-adjust: exact; }
 .confusion th, .confusion td { padding: .2rem .35rem; }
 pre { background: var(--shade); padding: 1rem; overflow-x: auto; font-size: .8rem; } summary { cursor: pointer; }
+@media (max-width: 40rem) { tbody th { white-space: normal; min-width: 4.5rem; } }
 @media print { figure, table, h3 + div { break-inside: avoid; } h2, h3 { break-after: avoid; }
   .links, details { display: none; } .wide { overflow: visible; } table { font-size: .75rem; }
   th, td { padding: .2rem .35rem; white-space: normal; } pre { white-space: pre-wrap; } .maps > * { flex-basis: 7rem; }

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from pydantic import BaseModel
 
 from exact_ntk.config import Config, KernelColumn
 from exact_ntk.records import PairedDifference
@@ -11,7 +12,7 @@ from exact_ntk.standard_error import standard_error
 # What two counterparts may differ in: it does not choose images or change how they are used.
 UNPAIRED = {"readout": "gap", "depths": (), "name": "", "paper": ()}
 # What else may be compared, where it is all that two columns differ in.
-APART = ("preprocess", "flips", "unit_diagonal", "ridge")
+CHOICES = ("preprocess", "flips", "unit_diagonal", "ridge")
 # Two columns that are right on exactly the same images differ by 0 with no error at all.
 SMALLEST_ERROR = 1e-9
 ENDS = {"train_first": None, "train_last": None}
@@ -31,18 +32,31 @@ def _alike(p: KernelColumn, v: KernelColumn) -> bool:
     return p.model_copy(update=update) == v.model_copy(update=update)
 
 
-def _one_apart(config: Config, a: KernelColumn, b: KernelColumn) -> bool:
-    """Whether they differ in one thing alone, which is in `APART`."""
+def _one_apart(config: Config, a: KernelColumn, b: KernelColumn) -> tuple[int, int] | None:
+    """How much was chosen for each, if they differ in one of `CHOICES` alone."""
     shown = {"depths": (), "name": "", "paper": ()}
     a, b = (c.model_copy(update={**shown, "preprocess": c.preprocess or config.data.preprocess}) for c in (a, b))
     differing = [key for key in KernelColumn.model_fields if getattr(a, key) != getattr(b, key)]
-    return len(differing) == 1 and differing[0] in APART
+    if len(differing) != 1 or differing[0] not in CHOICES:
+        return None
+    return _chosen(getattr(a, differing[0])), _chosen(getattr(b, differing[0]))
+
+
+def _chosen(value: object) -> int:
+    """The rank of a choice: of none, of one that is a word or a number, and of one with settings."""
+    return 2 if isinstance(value, BaseModel) else int(value not in (False, 0, "standard"))
+
+
+def _has_more(chosen: tuple[int, int] | None, later: bool) -> bool:
+    """Whether the first of two has more chosen or, of as much, is the later one."""
+    return chosen is not None and (chosen[0] > chosen[1] or (chosen[0] == chosen[1] and later))
 
 
 def counterparts(config: Config) -> list[tuple[str, str]]:
     """Names of kernel columns that the config lets differ in one thing alone.
 
-    (pooled, less or not pooled) where that is the readout; else (a later column, an earlier one).
+    (pooled, less or not pooled) where that is the readout; else (with more chosen, with less), and of two alike in that
+    (a later column, an earlier one).
     """
     named = zip(config.column_names, config.columns, strict=True)
     kernels = [(name, c) for name, c in named if isinstance(c, KernelColumn)]
@@ -50,7 +64,7 @@ def counterparts(config: Config) -> list[tuple[str, str]]:
         (name, other)
         for i, (name, p) in enumerate(kernels)
         for j, (other, v) in enumerate(kernels)
-        if (_rank(p.readout) > _rank(v.readout) and _alike(p, v)) or (i > j and _one_apart(config, p, v))
+        if (_rank(p.readout) > _rank(v.readout) and _alike(p, v)) or _has_more(_one_apart(config, p, v), later=i > j)
     ]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from exact_ntk.records import ColumnHead
 from exact_ntk.report.collect import Collected
 from exact_ntk.report.drawing import MOST_PANELS, Drawing, Line, Panel, panel
-from exact_ntk.report.layout import leading
+from exact_ntk.report.series import leading
 
 # Points of a line: more can be seen neither on a screen nor on paper.
 MOST_POINTS = 60

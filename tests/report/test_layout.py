@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exact_ntk.records import ColumnHead, PairedDifference, Results, RidgeCurve
-from exact_ntk.report import drawing, figures, layout, page, spectra
+from exact_ntk.report import choices, drawing, figures, layout, page, series, spectra
 from exact_ntk.report.choices import choices_drawing
 from exact_ntk.report.collect import Collected
 from exact_ntk.report.figures import accuracy_drawing, drawings, learning_drawing
@@ -20,7 +20,7 @@ from exact_ntk.report.notes import caveats, described
 from exact_ntk.report.spectra import kept_drawings
 from exact_ntk.report.tables import grid, latex_table, markdown_table
 from exact_ntk.report.write import write_report
-from tests.made_up import DRAW, IMAGES, collected, kernel_record, made_up_table
+from tests.made_up import DRAW, IMAGES, collected, kernel_record, made_up_table, replaced
 
 NUMBERS = (10, 160, 40, "all")
 KINDS = {"V": {}, "V-loo": {"ridge": {"select": "loo"}}, "V-flips": {"flips": True}, "LAP-4": {"readout": "lap-4"}}
@@ -77,6 +77,73 @@ def test_more_numbers_of_training_images_than_fit_across_are_rows():
     assert len(rows) == 14
 
 
+READOUTS = {"V": "vanilla", "GAP": "gap", "LAP-4": "lap-4", "LAP-8": "lap-8"}
+CHOICES = {"": {}, "-loo": {"ridge": {"select": "loo"}}, "-flips": {"flips": True}}
+
+
+def chosen(choices=CHOICES, readouts=READOUTS) -> Results:
+    """Every choice for every readout, on the same images."""
+    table, names = many(numbers=(10,)), {}
+    columns, heads, records, paired = [], [], [], []
+    for (kernel, readout), (choice, keys) in product(readouts.items(), choices.items()):
+        name = f"{kernel}{choice}"
+        names[name] = keys
+        columns.append({**table.config["columns"][0], "name": name, "readout": readout, **keys})
+        heads.append(table.columns[0].model_copy(update={"name": name, "readout": readout}))
+        draw = DRAW.model_copy(update={"ridge": CURVE if "ridge" in keys else None})
+        more = {"readout": readout, "by_draw": [draw], "flips": "flips" in keys}
+        records.append(kernel_record(name, 6, 40.0 + len(records), **more))
+        if keys:
+            points = {"difference": len(records) - 8.0, "standard_error": 1.0}
+            paired.append(PairedDifference(column=name, minus=kernel + next(iter(choices)), depth=6, **points))
+    config = {**table.config, "columns": columns}
+    return table.model_copy(update={"config": config, "columns": heads, "records": records, "paired": paired})
+
+
+def test_columns_that_differ_in_choices_are_a_row(monkeypatch):
+    monkeypatch.setattr(layout, "MOST_ACROSS", 10)
+    header, rows = grid(chosen())
+    assert header == ["depth 6", "plain", "loo", "flips"]
+    assert [row[0] for row in rows] == list(READOUTS)
+    assert rows[1][1:] == ["43.00 ± 0.50", "44.00 ± 0.50", "45.00 ± 0.50"]
+    assert described(chosen()) == [
+        "All: 2000 training images, tested on 100.",
+        "loo: each draw's ridge by leave-one-out error.",
+        "flips: with mirror images.",
+        "loo: ridges chosen 0.1 (the largest there was) at depth 6.",
+    ]
+    less = DRAW.model_copy(update={"ridge": CURVE.model_copy(update={"ridge": 0.01})})
+    table = replaced(chosen(), "V-loo", by_draw=[less])
+    assert described(table)[3:] == [
+        "V-loo: ridges chosen 0.01 at depth 6.",
+        "GAP-loo, LAP-4-loo, LAP-8-loo: ridges chosen 0.1 (the largest there was) at depth 6.",
+    ]
+
+
+def test_a_choice_that_names_do_not_tell_is_told_in_words(monkeypatch):
+    monkeypatch.setattr(layout, "MOST_ACROSS", 10)
+    zca = {"preprocess": {"method": "zca"}, "flips": True}
+    names = {"V-flips": "V-mirrored", "V-both": "both"}
+    header, rows = grid(renamed(chosen({**CHOICES, "-both": zca}), names))
+    words = ["standard preprocessing", "standard preprocessing, ridge by loo", "standard preprocessing, mirror images"]
+    assert header == ["depth 6", *words, "ZCA, mirror images"]
+    assert [row[0] for row in rows] == ["V", *list(READOUTS)[1:]]
+
+
+def test_choices_that_few_kernels_have_leave_a_row_a_column(monkeypatch):
+    monkeypatch.setattr(layout, "MOST_ACROSS", 4)
+    table = chosen({"": {}, **{f"-{k}": {"ridge": k / 10} for k in range(1, 6)}}, {"V": "vanilla"})
+    assert grid(table)[0] == ["column", "depth 6"]  # more choices than fit
+    monkeypatch.setattr(layout, "MOST_ACROSS", 10)
+    monkeypatch.setattr(layout, "MOST_ACROSS", 6)
+    table = chosen({"": {}, **{f"-{k}": {"ridge": k / 10} for k in range(1, 4)}})
+    assert len(grid(table)[1]) == 4
+    few = [k for k, head in enumerate(table.columns) if head.name.startswith("V") or head.name in READOUTS]
+    config = {**table.config, "columns": [table.config["columns"][k] for k in few]}
+    sparse = table.model_copy(update={"config": config, "columns": [table.columns[k] for k in few]})
+    assert len(grid(sparse)[1]) == len(few) == 7  # of 16 cells 9 would be empty
+
+
 def test_a_table_of_few_columns_is_a_row_a_depth(results: Results):
     assert not layout.is_wide(results)
     assert grid(results)[0][0] == "depth"
@@ -84,12 +151,17 @@ def test_a_table_of_few_columns_is_a_row_a_depth(results: Results):
 
 @given(st.lists(st.integers(1, 2000), min_size=1, max_size=6, unique=True))
 def test_a_series_is_named_by_what_its_columns_share(numbers: list[int]):
-    found, leading = layout.all_series(many(numbers)), [head.name for head in layout.leading(many(numbers))]
+    found = series.all_series(many(numbers))
     last = [f"{kind}-{max(numbers)}" for kind in KINDS]
-    assert [series.label for series in found] == (list(KINDS) if len(numbers) > 1 else last)
-    assert all(list(series.columns) == sorted(numbers) for series in found)
-    assert leading[: len(KINDS)] == last
-    assert leading == [f"{kind}-{n}" for n in sorted(numbers, reverse=True) for kind in KINDS]
+    assert [s.label for s in found] == (list(KINDS) if len(numbers) > 1 else last)
+    assert all(list(s.columns) == sorted(numbers) for s in found)
+
+
+@given(st.lists(st.integers(1, 2000), min_size=1, max_size=6, unique=True))
+def test_first_are_the_largest_of_each_series_and_of_these_one_of_each_kernel(numbers: list[int]):
+    kinds = ["V", "LAP-4", "V-loo", "V-flips"]
+    leading = [head.name for head in series.leading(many(numbers))]
+    assert leading == [f"{kind}-{n}" for n in sorted(numbers, reverse=True) for kind in kinds]
 
 
 def renamed(table: Results, names: dict[str, str]) -> Results:
@@ -115,20 +187,20 @@ def renamed(table: Results, names: dict[str, str]) -> Results:
 )
 def test_a_series_keeps_what_its_names_share_or_its_first_name(small: str, large: str, label: str):
     names = {"V-10": small, "V-20": large, "V-loo-10": "W", "V-loo-20": "W-2"}
-    found = layout.all_series(renamed(many(numbers=(10, 20)), names))
-    assert [series.label for series in found] == [label, "W", "V-flips", "LAP-4"]
+    found = series.all_series(renamed(many(numbers=(10, 20)), names))
+    assert [s.label for s in found] == [label, "W", "V-flips", "LAP-4"]
 
 
 def test_of_two_columns_of_one_number_the_second_begins_a_series_at_its_own_place():
     table = renamed(many(numbers=(10, 20)), {"LAP-4-10": "again"})
     table.config["columns"][3] |= {"readout": "vanilla", "train": {"n": 10, "draws": 5}}
-    found = layout.all_series(table)
-    assert [series.label for series in found] == ["V", "V-loo", "V-flips", "again", "LAP-4-20"]
+    found = series.all_series(table)
+    assert [s.label for s in found] == ["V", "V-loo", "V-flips", "again", "LAP-4-20"]
 
 
 def test_no_two_series_have_one_label():
     names = {"V-10": "a", "V-20": "b", "V-loo-10": "a-10", "V-loo-20": "a-20"}
-    assert [s.label for s in layout.all_series(renamed(many(numbers=(10, 20)), names))] == [
+    assert [s.label for s in series.all_series(renamed(many(numbers=(10, 20)), names))] == [
         *("a", "a-10", "V-flips", "LAP-4")
     ]
 
@@ -136,24 +208,27 @@ def test_no_two_series_have_one_label():
 def test_a_column_that_leaves_its_preprocessing_to_the_data_is_alike_to_one_that_names_it():
     table = many(numbers=(10, 20))
     table.config["columns"][0]["preprocess"] = table.config["columns"][1]["preprocess"] = "standard"
-    assert [s.label for s in layout.all_series(table)] == list(KINDS)
+    assert [s.label for s in series.all_series(table)] == list(KINDS)
     titles = [p.words.partition(",")[0] for p in choices_drawing(table).panels]
     assert titles == ["ridge by loo minus ridge 0", "mirror images minus none", "lap-4 minus vanilla"]
 
 
 def test_what_all_columns_share_is_said_once():
-    ridges = "ridges chosen 0.1 (8 of 8 the largest there were) at depth 6"
     assert described(many()) == [
         "All: tested on 100, mean of 2 draws.",
-        f"V-loo: each draw's ridge by leave-one-out error, {ridges}.",
+        "V-loo: each draw's ridge by leave-one-out error.",
         "V-flips: ZCA fitted on the draw's training images, with mirror images.",
+        "V-loo: ridges chosen 0.1 (8 of 8 the largest there were) at depth 6.",
     ]
     table = many()
     for place, r in enumerate(table.records):
         table.records[place] = r.model_copy(update={"draws": 5}) if r.column.endswith("-10") else r
     assert described(table)[0] == "All: tested on 100, mean of 5 draws (n = 10), mean of 2 draws (n = 40, 160, all)."
     assert len(caveats(many())) == 12
-    assert caveats(many(numbers=range(10, 30)))[0].startswith("60 paired differences, image by image: drawn in")
+    head, *worth = caveats(many(numbers=range(10, 30)))
+    assert head.startswith("60 paired differences, image by image, are in results.json and drawn in report.html")
+    sure = "20 comparisons, 20 above 0 by two standard errors, 0 below"
+    assert worth[1] == f"mirror images minus none: +1.50 to +1.50 points in {sure}."
 
 
 @pytest.mark.parametrize(
@@ -219,6 +294,15 @@ def test_more_choices_than_a_page_holds_are_in_the_values():
     )
     drawing = choices_drawing(table)
     assert (len(drawing.panels), drawing.total, len(drawing.rows)) == (12, 14, 15)
+
+
+def test_more_lines_of_a_choice_than_can_be_told_apart_are_in_the_values(monkeypatch):
+    monkeypatch.setattr(choices, "MOST_LINES", 2)
+    found = choices_drawing(many(depths=(3, 4, 6)))
+    assert [p.words.count(" from ") for p in found.panels] == [2, 2, 2]
+    assert "Of each choice at most 2 lines are drawn." in found.caption
+    assert len(found.rows) == 1 + 3 * 4 * 3
+    assert "at most" not in choices_drawing(many()).caption
 
 
 def test_accuracy_against_depth_has_lines_that_can_be_told_apart():

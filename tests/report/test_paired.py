@@ -69,11 +69,21 @@ def test_columns_that_one_choice_tells_apart_are_paired(config_path: Path, tmp_p
     tree["columns"] = [plain, *named, {**named[0], "preprocess": "zca", "name": "both"}]
     path = tmp_path / "one.yaml"
     path.write_text(yaml.safe_dump(tree))
-    with_plain = [(f"with-{k}", "plain") for k in range(4)]  # the last is the same column, and compared with the same
-    with_same = [("with-4", f"with-{k}") for k in range(4)]
-    assert sorted(counterparts(load_config(str(path)))) == sorted(
-        [*with_plain, *with_same, ("both", "with-0"), ("both", "with-3")]
-    )
+    # The last is the plain column again, and is compared as it is: what has more chosen stands first, wherever it is.
+    with_plain = [(f"with-{k}", plain) for k in range(4) for plain in ("plain", "with-4")]
+    assert sorted(counterparts(load_config(str(path)))) == sorted([*with_plain, ("both", "with-0"), ("both", "with-3")])
+
+
+def test_of_two_that_have_as_much_chosen_the_later_stands_first(config_path: Path, tmp_path: Path):
+    tree = yaml.safe_load(config_path.read_text())
+    ridges = {"loo": "loo", "large": 0.1, "small": 0.001, "none": 0}
+    tree["columns"] = [{**tree["columns"][1], "name": name, "ridge": ridge} for name, ridge in ridges.items()]
+    path = tmp_path / "ridges.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    assert sorted(counterparts(load_config(str(path)))) == [
+        *(("large", "none"), ("loo", "large"), ("loo", "none"), ("loo", "small")),
+        *(("small", "large"), ("small", "none")),
+    ]
 
 
 def test_other_trained_ends_are_another_network(tmp_path: Path):
