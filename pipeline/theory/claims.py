@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from exact_ntk.theory.criteria import FALLING, QUADRATURE, Claim, at_most, rate_below, rate_inside, same_law
 from exact_ntk.theory.quadrature import VARIANCES, QuadratureErrors
-from exact_ntk.theory.theorem1 import Initialisation
-from exact_ntk.theory.theorem2 import TrainedWidth, largest
+from exact_ntk.theory.theorem_3_1 import Initialisation
+from exact_ntk.theory.theorem_3_2 import TrainedWidth, largest
 from exact_ntk.theory.training import LOSS_TARGET
 
 QUANTILES = (0.5, 0.9)

@@ -9,8 +9,8 @@ from torch import Tensor
 from exact_ntk.canvas import subplots, to_png, viridis
 from exact_ntk.theory.quadrature import VARIANCES, QuadratureErrors
 from exact_ntk.theory.rates import Rate, fit_rates
-from exact_ntk.theory.theorem1 import Initialisation
-from exact_ntk.theory.theorem2 import TrainedWidth, largest
+from exact_ntk.theory.theorem_3_1 import Initialisation
+from exact_ntk.theory.theorem_3_2 import TrainedWidth, largest
 from exact_ntk.theory.training import LOSS_TARGET
 
 GUIDE: dict[str, Any] = dict(color="0.35", linewidth=1.2)
@@ -77,7 +77,7 @@ def initialisation_figure(found: Initialisation) -> bytes:
     for axis, quantile, name in zip(axes, QUANTILES, ("median", "90 % quantile"), strict=True):
         rates = _rates(axis, found.widths, {f"L = {k}": e for k, e in found.ntk.items()}, quantile)
         _power(axis, found.widths, rates[0].values[0] * 0.7, -0.5, ":", "width^-1/2")
-        _power(axis, found.widths, rates[-1].values[0] * 1.5, -0.25, "--", "shape of theorem 1's bound: width^-1/4")
+        _power(axis, found.widths, rates[-1].values[0] * 1.5, -0.25, "--", "shape of theorem 3.1's bound: width^-1/4")
         _log_axes(axis, found.widths, "width", f"{name}: fitted exponent [95 % interval]")
     axes[0].set_ylabel("|⟨∂f(x)/∂θ, ∂f(x′)/∂θ⟩ − Θ(x, x′)|")
     figure.suptitle("The empirical NTK at initialisation against its limit")

@@ -27,7 +27,7 @@ class Problem:
 
 
 def _unit_vectors(x: np.ndarray, mean: np.ndarray) -> Tensor:
-    """Images (n, H, W, 1) less the mean image, as vectors of norm 1: theorem 1 asks for norms of at most 1."""
+    """Images (n, H, W, 1) less the mean image, as vectors of norm 1: theorem 3.1 asks for norms of at most 1."""
     flat = torch.from_numpy((x - mean).reshape(len(x), -1)).double()
     return flat / flat.norm(dim=1, keepdim=True)
 

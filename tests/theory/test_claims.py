@@ -8,8 +8,8 @@ import torch
 
 from exact_ntk.theory import claims, quadrature
 from exact_ntk.theory.inputs import Problem
-from exact_ntk.theory.theorem1 import Initialisation
-from exact_ntk.theory.theorem2 import TrainedWidth
+from exact_ntk.theory.theorem_3_1 import Initialisation
+from exact_ntk.theory.theorem_3_2 import TrainedWidth
 from exact_ntk.theory.training import Flow, Training
 
 WIDTHS = (64, 256, 1024, 4096)

@@ -8,7 +8,7 @@ from exact_ntk.kernels import ntk
 from exact_ntk.theory.inputs import vectors
 from exact_ntk.theory.networks import Signals, draw_weights, propagate
 from exact_ntk.theory.sampling import sample_signals
-from exact_ntk.theory.theorem1 import compare_laws, entries
+from exact_ntk.theory.theorem_3_1 import compare_laws, entries
 
 SEEDS = 2000
 

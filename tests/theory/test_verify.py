@@ -11,10 +11,10 @@ import torch
 
 from exact_ntk.cli.verify import verify_claims
 from exact_ntk.errors import ConfigError, NtkError
-from exact_ntk.theory import summary, theorem2, verify
+from exact_ntk.theory import summary, theorem_3_2, verify
 from exact_ntk.theory.criteria import Claim
-from exact_ntk.theory.theorem1 import CnnInitialisationSize, InitialisationSize
-from exact_ntk.theory.theorem2 import KappaSize, TrainingSize
+from exact_ntk.theory.theorem_3_1 import CnnInitialisationSize, InitialisationSize
+from exact_ntk.theory.theorem_3_2 import KappaSize, TrainingSize
 
 TINY = verify.Plan(
     InitialisationSize((16, 32), seeds=6, inputs=3, deepest=2, law_seeds=50),
@@ -110,9 +110,9 @@ def test_a_summary_with_a_failed_claim_says_so():
 def test_an_experiment_that_goes_wrong_fails_its_claims(monkeypatch):
     """The criteria stand between the data and the verdict: a limit kernel off by a factor is found out."""
     size = replace(TINY.shallow, widths=(64, 256, 1024), seeds=5)
-    real = theorem2._limit
-    monkeypatch.setattr(theorem2, "_limit", lambda *a: tuple(1.5 * k for k in real(*a)))
-    found = verify._training("wrong", "x.png", size, theorem2.fully_connected, torch.device("cpu")).section.claims
+    real = theorem_3_2._limit
+    monkeypatch.setattr(theorem_3_2, "_limit", lambda *a: tuple(1.5 * k for k in real(*a)))
+    found = verify._training("wrong", "x.png", size, theorem_3_2.fully_connected, torch.device("cpu")).section.claims
     failed = [c.claim for c in found if not c.holds]
     assert any("H*" in claim for claim in failed)
     assert any("training curve" in claim for claim in failed)

@@ -1,4 +1,4 @@
-"""Theorem 2: a wide network trained to the end predicts as kernel regression does, and its NTK hardly moves."""
+"""Theorem 3.2: a wide network trained to the end predicts as kernel regression does, and its NTK hardly moves."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Theorem 1: at initialisation the NTK of a wide network is near its limit, layer by layer."""
+"""Theorem 3.1: at initialisation the NTK of a wide network is near its limit, layer by layer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
