@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exact_ntk.errors import NtkError
-from exact_ntk.files import remove_partials
+from exact_ntk.files import remove_leftovers, remove_partials
 from exact_ntk.notices import warn_once
 
 # What `flock` says on a file system without locks: NFS without lockd, Lustre without -o flock, some FUSE and 9p ones.
@@ -34,6 +34,11 @@ class Lock:
         """Remove what killed writers of files that are written under this lock have left beside them."""
         if self.sure:
             remove_partials(*paths)
+
+    def clear_in(self, folder: Path, pattern: str = ".*.partial") -> None:
+        """Remove what killed writers have left in a folder where all is written under this lock."""
+        if self.sure:
+            remove_leftovers(folder, pattern)
 
     def release(self, remove: bool = False) -> None:
         """Let go. remove: the file goes too, and whoever had it open takes a new one."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exact_ntk.errors import NtkError, StoreError
-from exact_ntk.files import read_json, remove_leftovers, write_json
+from exact_ntk.files import read_json, write_json
 from exact_ntk.locks import locked
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def add_provenance(folder: Path, stage: str, device: "torch.device", **facts: An
 def _writing(provenance: Path) -> Iterator[None]:
     """Alone there, and without what killed writers of any stage have left."""
     with locked(provenance / ".lock") as lock:
-        if lock.sure:
-            remove_leftovers(provenance, ".*.partial")
+        lock.clear_in(provenance)
         yield
 
 

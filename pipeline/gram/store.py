@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exact_ntk.errors import Incomplete, NtkError, StoreError
-from exact_ntk.files import digest, fingerprint, remove_leftovers, temporary_beside
+from exact_ntk.files import digest, fingerprint, temporary_beside
 from exact_ntk.gram.tiles import (
     SELF,
     Array,
@@ -95,8 +95,7 @@ def _making(path: Path) -> Iterator[None]:
     """Hold the lock under which a store's group and arrays are made, and remove what killed makers have left."""
     with locked(path.parent / "locks" / path.name) as lock:
         lock.clear(path)
-        if lock.sure:
-            remove_leftovers(path, ".*-L*.partial")
+        lock.clear_in(path, ".*-L*.partial")
         yield
 
 

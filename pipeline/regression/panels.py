@@ -14,7 +14,7 @@ from torch import Tensor
 
 from exact_ntk.disk import free_space
 from exact_ntk.errors import StoreError
-from exact_ntk.files import remove_partials, write_atomic
+from exact_ntk.files import write_atomic
 
 # Fixed, for it decides the last bits of a factor. Wide enough for matrix products at the processor's full speed.
 WIDTH = 512
@@ -131,7 +131,6 @@ class PanelFiles:
 
     def fetch(self, k: int, flat: Tensor) -> bool:
         """`read`, if the panel is there and whole; one that is not is removed, and said."""
-        remove_partials(self.path(k))
         if not self.path(k).exists():
             return False
         try:

@@ -144,6 +144,7 @@ class Solver:
             if cell.solved_path(k):
                 return False
             lock.clear(*(path.with_suffix(suffix) for suffix in (".json", ".npz", ERRORS)))
+            lock.clear_in(path.with_suffix(".panels"), "**/.*.partial")
             self._solve(cell, k, source, store)
         finally:
             lock.release(remove=True)

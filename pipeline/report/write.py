@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from exact_ntk.errors import Incomplete, StoreError
-from exact_ntk.files import remove_leftovers, write_json, write_text
+from exact_ntk.files import write_json, write_text
 from exact_ntk.locks import locked
 from exact_ntk.records import Results, read_record
 from exact_ntk.report.collect import Collected
@@ -60,8 +60,7 @@ def write_report(collected: Collected, config_yaml: str, folder: Path) -> None:
     results = collected.results
     with locked(folder.parent / f".{folder.name}.lock", remove=True) as lock:
         _refuse_to_lose(results, folder)
-        for part in (folder, folder / "figures") if lock.sure else ():
-            remove_leftovers(part, ".*@*.partial")
+        lock.clear_in(folder, "**/.*@*.partial")
         made = [*drawings(results), *kept_drawings(collected)]
         write_json(folder / "results.json", results.json_value())
         write_json(folder / "provenance.json", collected.provenance)

@@ -242,8 +242,19 @@ def test_a_kill_between_the_arrays_and_the_record_of_a_draw_costs_that_draw(
         patch.setattr(stage, "keep_record", lambda *_: os.kill(os.getpid(), 2))
         solve(table)
     (left,) = (tmp_path / "cut" / "solve").glob("*.npz")
-    (left.parent / f".{left.name}.x.partial").write_bytes(b"half")
+    panels = left.with_suffix(".panels")
+    (panels / "ridge-0.1").mkdir(parents=True)
+    for path in (left, panels / "00002.panel", panels / "ridge-0.1" / "00002.panel"):
+        path.with_name(f".{path.name}.x.partial").write_bytes(b"half")
+    solved, beside = stage.kernel_regression, []
+
+    def look(*args, **kwargs):
+        beside.extend(panels.rglob(".*.partial"))
+        return solved(*args, **kwargs)
+
+    monkeypatch.setattr(stage, "kernel_regression", look)
     assert solve(table) == 8
+    assert beside == []
     assert not list(left.parent.glob(".*partial"))
     assert records(table) == records(whole)
 
