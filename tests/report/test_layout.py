@@ -144,6 +144,39 @@ def test_choices_that_few_kernels_have_leave_a_row_a_column(monkeypatch):
     assert len(grid(sparse)[1]) == len(few) == 7  # of 16 cells 9 would be empty
 
 
+ANY_COLUMN = st.fixed_dictionaries(
+    {
+        "readout": st.sampled_from(["vanilla", "gap", "lap-4"]),
+        "train": st.fixed_dictionaries({"n": st.sampled_from([10, 40, "all"]), "draws": st.sampled_from([1, 2])}),
+        "depths": st.lists(st.sampled_from([3, 6]), min_size=1, unique=True),
+    },
+    optional={
+        "flips": st.booleans(),
+        "ridge": st.sampled_from([0.0, 0.1, {"select": "loo"}]),
+        "preprocess": st.sampled_from(["standard", "none", {"method": "zca"}, {"method": "zca", "relative": 10}]),
+        "unit_diagonal": st.sampled_from([True, "projected"]),
+    },
+)
+ANY_NAME = st.text("Vloo-_. n10K+", min_size=1, max_size=8)
+
+
+@given(st.dictionaries(ANY_NAME, ANY_COLUMN, min_size=1, max_size=20), st.integers(1, 12))
+def test_every_cell_of_any_table_has_one_place_and_every_column_a_turn(columns: dict[str, dict], across: int):
+    heads = [
+        ColumnHead(name=name, model="cntk", readout=c["readout"], depths=sorted(c["depths"]), paper=[])
+        for name, c in columns.items()
+    ]
+    config = {**made_up_table().config, "columns": [{"name": name, **IMAGES, **c} for name, c in columns.items()]}
+    table = made_up_table().model_copy(update={"config": config, "columns": heads, "records": [], "paired": []})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "MOST_ACROSS", across)
+        header, rows = layout.laid_out(table, lambda head, depth: f"{head.name}/{depth}")
+    assert all(len(row) == len(header) for row in rows)
+    places = [cell for row in rows for cell in row[1:] if cell]
+    assert sorted(places) == sorted(f"{head.name}/{depth}" for head in heads for depth in head.depths)
+    assert sorted(head.name for head in series.leading(table)) == sorted(columns)
+
+
 def test_a_table_of_few_columns_is_a_row_a_depth(results: Results):
     assert not layout.is_wide(results)
     assert grid(results)[0][0] == "depth"
