@@ -22,7 +22,8 @@ from exact_ntk.networks.stage import FITS, Only, runs_left
 from exact_ntk.networks.training import TrainingData
 from exact_ntk.progress import duration
 from exact_ntk.regression.cell import KernelCell
-from exact_ntk.regression.plan import DoesNotFit, SolvePlan
+from exact_ntk.regression.plan import DoesNotFit, SolvePlan, eigen_seconds
+from exact_ntk.regression.spectrum import MOST_IMAGES
 from exact_ntk.regression.stage import plan_draw, plan_ridge
 from exact_ntk.table import Table
 
@@ -194,10 +195,14 @@ def _solves(
     except NtkError as error:
         yield Part(column, f"{systems}{len(train):,} images", lacks=(str(error),))
         return
+    # As the solve does it: for the report, of each cell's first draw.
+    decomposed = sum(w.draw == 0 for w, _ in wanted) if len(train) <= MOST_IMAGES else 0
+    spectra = decomposed * eigen_seconds(len(train), device)
+    words = systems + plan.words(device) + f"; decompose {decomposed}, about {duration(spectra)}" * (decomposed > 0)
     yield Part(
         column=column,
-        words=systems + plan.words(device) + (" (early stopping is not timed)" if cell.column.early_stopping else ""),
-        seconds=len(wanted) * plan.seconds(device),
+        words=words + (" (early stopping is not timed)" if cell.column.early_stopping else ""),
+        seconds=len(wanted) * plan.seconds(device) + spectra,
         spill=0 if plan.in_memory else plan.trapezoid.bytes,
         lacks=tuple(_lu_lacks(cell, plan, memory, device)),
     )

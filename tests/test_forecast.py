@@ -16,6 +16,7 @@ from exact_ntk.gram.plan import Share, shares
 from exact_ntk.memory import parse_bytes
 from exact_ntk.networks.stage import runs_left
 from exact_ntk.regression import panels
+from exact_ntk.regression.plan import eigen_seconds
 from exact_ntk.regression.stage import PROGRAM_BYTES
 from exact_ntk.table import Table
 from tests.conftest import digit_arrays
@@ -117,6 +118,20 @@ def test_the_counts_are_what_is_then_computed(config_path: Path, tmp_path: Path,
     after = forecast_of(table)
     assert (after.files, after.disk) == (0, 0)
     assert after.seconds > 0  # the systems are still to solve
+
+
+def test_spectra_are_timed_as_the_solves_make_them(config_path: Path, tmp_path: Path, monkeypatch):
+    more = ["columns.*.train.draws=3"]
+    table = table_of(config_path, tmp_path / "run", *more)
+    fill(table)
+    found = forecast_of(table)
+    assert all("; decompose " in part.words for part in found.parts)
+    monkeypatch.setattr(forecasts, "MOST_IMAGES", 10)
+    without = forecast_of(table)
+    assert not any("decompose" in part.words for part in without.parts)
+    firsts = [cell for cell in table.kernel_cells if 0 in cell.missing()]
+    spectra = sum(eigen_seconds(len(cell.places[0].train), table.device) for cell in firsts)
+    assert found.seconds - without.seconds == pytest.approx(spectra)
 
 
 def test_the_counts_are_of_what_is_missing_where_part_is_done(config_path: Path, tmp_path: Path, pairs: Counter[str]):

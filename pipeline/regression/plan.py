@@ -18,6 +18,8 @@ FILES_FROM_SECONDS, FILE_BYTES_PER_SECOND = 3.0, 5e8
 HELD_BYTES = 1 << 30
 # Copies of the right-hand sides: the sides, the solution, and what triangular solves work on.
 SIDES = 6
+# What an eigendecomposition takes, in n^3 operations at the rate of a matrix product: much of it is bound by memory.
+EIGEN_FLOPS = 30
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,11 @@ class DoesNotFit(NtkError):
     def __init__(self, what: str, need: int, budget: int):
         super().__init__(f"{what} takes {gigabytes(need)} of memory, and {gigabytes(max(0, budget))} are left for it")
         self.missing = need - budget
+
+
+def eigen_seconds(n: int, device: torch.device) -> float:
+    """How long an eigendecomposition of n x n takes at the measured rate."""
+    return EIGEN_FLOPS * n**3 / flops_per_second(device)
 
 
 @lru_cache

@@ -28,14 +28,12 @@ from exact_ntk.regression.cholesky import Cholesky, NotPositiveDefinite
 from exact_ntk.regression.early_stopping import split
 from exact_ntk.regression.matrix import Matrix, Window, block, multiply
 from exact_ntk.regression.panels import PanelFiles
-from exact_ntk.regression.plan import SolvePlan, flops_per_second, plan_solve
+from exact_ntk.regression.plan import SolvePlan, eigen_seconds, plan_solve
 
 # Relative to the mean of K's diagonal: from what float32 kernel values can bear to where K hardly counts.
 RIDGES = tuple(10.0**exponent for exponent in range(-8, 3))
 # K, its eigenvectors and the decomposition's own two.
 EIGEN_MATRICES = 4
-# What an eigendecomposition takes, in n^3 operations at the rate of a matrix product: much of it is bound by memory.
-EIGEN_FLOPS = 30
 SECONDS_WITHOUT_BAR = 2.0
 
 log = logging.getLogger("ntk")
@@ -140,7 +138,7 @@ class ChoicePlan:
     def seconds(self, device: torch.device) -> float:
         """How long it takes at the measured rate."""
         if self.by_eigen:
-            return EIGEN_FLOPS * self.factor.n**3 / flops_per_second(device)
+            return eigen_seconds(self.factor.n, device)
         # The inverse's diagonal is as much again as the factor.
         each = 2 if self.choice.select == "loo" else 1
         return each * len(self.choice.grid) * self.factor.seconds(device)
