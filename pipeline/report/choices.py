@@ -30,13 +30,12 @@ def choices_drawing(results: Results) -> Drawing | None:
     shown = {title: _effects(found, labels, n) for title, found in list(groups.items())[:MOST_PANELS]}
     panels = [_panel(f"choices-{k}", *each) for k, each in enumerate(shown.items())]
     cut = any(len(_lines(effects)) > MOST_LINES for effects in shown.values())
+    some = f" Of each choice at most {MOST_LINES} lines are drawn." * cut
     return Drawing(
         "choices",
         "What each choice is worth",
         "Differences between columns that are alike but for one thing, image by image on the same draws and test "
-        "images. Each line is named by the columns without it. Bars: one standard error."
-        + f" Of each choice at most {MOST_LINES} lines are drawn."
-        * cut,
+        f"images. Each line is named by the columns without it. Bars: one standard error.{some}",
         panels,
         [
             ["choice", "column", "minus", "depth", "n_train", "difference", "standard_error"],

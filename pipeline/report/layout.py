@@ -8,6 +8,7 @@ from exact_ntk.report.series import all_series, as_number, choice_names, labels_
 
 # More columns than these fit side by side neither on a page nor on a terminal.
 MOST_ACROSS = 12
+Cell = Callable[[ColumnHead, int], str]  # what a table says of a column at a depth
 
 
 def is_wide(results: Results) -> bool:
@@ -38,9 +39,6 @@ def by_choice(results: Results) -> dict[str, dict[str, ColumnHead]] | None:
         return None
     named = [{name: columns[choice] for choice, name in names.items() if choice in columns} for columns in groups]
     return dict(zip(labels_of(groups, results), named, strict=True))
-
-
-Cell = Callable[[ColumnHead, int], str]
 
 
 def laid_out(results: Results, cell: Cell) -> Grid:

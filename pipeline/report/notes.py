@@ -13,6 +13,7 @@ from exact_ntk.records import (
 )
 from exact_ntk.report.differing import differences
 from exact_ntk.report.layout import by_choice, is_wide
+from exact_ntk.report.paired import sureness
 from exact_ntk.report.series import Series, all_series
 
 INDEFINITE = "†"
@@ -167,7 +168,8 @@ def _worth(title: str, found: list[PairedDifference]) -> str:
     points = sorted(p.difference for p in found)
     ends = " to ".join(f"{d:+.2f}" for d in (points[0], points[-1])[: len(points)])
     times = f"{len(found)} comparison{'s' * (len(found) > 1)}"
-    above, below = (sum(sign * p.difference >= 2 * p.standard_error for p in found) for sign in (1, -1))
+    sure = [p.difference for p in found if sureness(p) >= 2]
+    above, below = sum(d > 0 for d in sure), sum(d < 0 for d in sure)
     return f"{title}: {ends} points in {times}, {above} above 0 by two standard errors, {below} below."
 
 

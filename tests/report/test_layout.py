@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exact_ntk.records import ColumnHead, PairedDifference, Results, RidgeCurve
-from exact_ntk.report import choices, drawing, figures, layout, page, series, spectra
+from exact_ntk.report import choices, drawing, figures, layout, notes, page, series, spectra
 from exact_ntk.report.choices import choices_drawing
 from exact_ntk.report.collect import Collected
 from exact_ntk.report.figures import accuracy_drawing, drawings, learning_drawing
@@ -118,6 +118,16 @@ def test_columns_that_differ_in_choices_are_a_row(monkeypatch):
         "V-loo: ridges chosen 0.01 at depth 6.",
         "GAP-loo, LAP-4-loo, LAP-8-loo: ridges chosen 0.1 (the largest there was) at depth 6.",
     ]
+
+
+def test_a_difference_of_nothing_is_on_neither_side(monkeypatch):
+    monkeypatch.setattr(notes, "MOST_PAIRED", 1)
+    table = chosen()
+    same = {"difference": 0.0, "standard_error": 0.0}
+    table = table.model_copy(update={"paired": [p.model_copy(update=same) for p in table.paired]})
+    assert caveats(table)[1] == (
+        "ridge by loo minus ridge 0: +0.00 to +0.00 points in 4 comparisons, 0 above 0 by two standard errors, 0 below."
+    )
 
 
 def test_a_choice_that_names_do_not_tell_is_told_in_words(monkeypatch):
