@@ -1,6 +1,7 @@
 """Draws the figures of the documentation from the published results: `python results/figures.py`."""
 
 import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,32 +62,24 @@ def learning_curve() -> None:
 
 
 def accuracy_against_cost() -> None:
-    """Accuracy on 2,000 training images against the work of a pair of images, each depth as if computed alone."""
-    lines, rows = [], []
-    for label, column, name in COLUMNS:
-        mine = [r for r in read_results(PUBLISHED / name).of_column(column) if isinstance(r, KernelRecord)]
-        work = [work_of(r) for r in mine]
-        errors = [r.standard_error for r in mine]
-        lines.append(Line(label, [work], [[r.accuracy for r in mine]], errors))
-        found = zip(work, mine, strict=True)
-        rows += [[label, r.depth, int(w), r.n_train, r.n_test, r.accuracy, r.standard_error] for w, r in found]
-    title, ticks = "CIFAR-10, 2,000 training images", [1e4, 1e5, 1e6, 1e7]
-    x_label = "entry-layers a pair of images"
-    drawn = panel("accuracy-cost", title, lines, x_label, "test accuracy (%)", ticks=ticks)
-    _write(drawn, [["line", "depth", "entry_layers", "n_train", "n_test", "accuracy", "standard_error"], *rows])
-
-
-def work_of(cell: KernelRecord) -> float:
-    """Entry-layers of a pair of images, computed alone, and as many for its mirror image if that has a part."""
-    job = Pass(family_of(cell.readout), (cell.depth,), (cell.readout,), True, True)
-    return job.entry_layers(1, SIDE, SIDE) * PLANES.get(cell.readout, 1.0) * (2 if cell.flips else 1)
+    """Accuracy on 2,000 training images: a line a kernel, from depth to depth, each as if computed alone."""
+    found = {label: read_results(PUBLISHED / name).of_column(column) for label, column, name in COLUMNS}
+    _against_cost("accuracy-cost", "CIFAR-10, 2,000 training images", found)
 
 
 def accuracy_against_cost_with_mirrors() -> None:
-    """Accuracy on 500 training images against the work of a pair: each kernel from without to with mirror images."""
-    lines, rows = [], []
+    """Accuracy on 500 training images: a line a kernel, from without to with mirror images."""
+    found = {}
     for label, column, depth, name in WITH_MIRRORS:
-        found = [read_results(PUBLISHED / name).cell(each, depth) for each in (column, f"{column}-flips")]
+        results = read_results(PUBLISHED / name)
+        found[label] = [results.cell(each, depth) for each in (column, f"{column}-flips")]
+    _against_cost("accuracy-cost-500", "CIFAR-10, 500 training images", found)
+
+
+def _against_cost(name: str, title: str, kernels: Mapping[str, Sequence[object]]) -> None:
+    """Accuracy against the work of a pair of images, a line a label."""
+    lines, rows = [], []
+    for label, found in kernels.items():
         mine = [r for r in found if isinstance(r, KernelRecord)]
         work = [work_of(r) for r in mine]
         lines.append(Line(label, [work], [[r.accuracy for r in mine]], [r.standard_error for r in mine]))
@@ -94,11 +87,15 @@ def accuracy_against_cost_with_mirrors() -> None:
             [label, r.depth, r.flips, int(w), r.n_train, r.n_test, r.accuracy, r.standard_error]
             for w, r in zip(work, mine, strict=True)
         ]
-    title, ticks = "CIFAR-10, 500 training images", [1e4, 1e5, 1e6, 1e7]
-    x_label = "entry-layers a pair of images"
-    drawn = panel("accuracy-cost-500", title, lines, x_label, "test accuracy (%)", ticks=ticks)
+    ticks, x_label = [1e4, 1e5, 1e6, 1e7], "entry-layers a pair of images"
     header = ["line", "depth", "mirror_images", "entry_layers", "n_train", "n_test", "accuracy", "standard_error"]
-    _write(drawn, [header, *rows])
+    _write(panel(name, title, lines, x_label, "test accuracy (%)", ticks=ticks), [header, *rows])
+
+
+def work_of(cell: KernelRecord) -> float:
+    """Entry-layers of a pair of images, computed alone, and as many for its mirror image if that has a part."""
+    job = Pass(family_of(cell.readout), (cell.depth,), (cell.readout,), True, True)
+    return job.entry_layers(1, SIDE, SIDE) * PLANES.get(cell.readout, 1.0) * (2 if cell.flips else 1)
 
 
 def mirror_images() -> None:

@@ -341,10 +341,9 @@ class GramStore:
         lock = try_lock(self.path / ".locks" / f"{tile[0]}.{tile[1]}")
         if lock is None:
             return None
-        for array in self.arrays_with(tile) if lock.sure else []:
+        for array in self.arrays_with(tile):
             chunk = self._chunk(array, tile)
-            for leftover in chunk.parent.glob(f"{chunk.name}.*.partial"):
-                leftover.unlink(missing_ok=True)
+            lock.clear_in(chunk.parent, f"{chunk.name}.*.partial")
         return TileLock(self, tile, lock)
 
     def write(self, tile: Tile, values: Mapping[Array, np.ndarray]) -> None:

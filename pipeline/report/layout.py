@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from exact_ntk.grids import Grid
 from exact_ntk.records import ColumnHead, Results
-from exact_ntk.report.series import all_series, as_number, choice_names, labels_of, of_kernels
+from exact_ntk.report.series import all_series, as_number, by_kernel, choice_names, labels_of
 
 # More columns than these fit side by side neither on a page nor on a terminal.
 MOST_ACROSS = 12
@@ -33,7 +33,7 @@ def by_choice(results: Results) -> dict[str, dict[str, ColumnHead]] | None:
     """
     if not is_wide(results) or not len(numbers(results)) == len(depths(results)) == 1:
         return None
-    groups = of_kernels(results)
+    groups = by_kernel(results)
     names = choice_names(results, groups)
     if not 1 < len(names) <= MOST_ACROSS or 2 * len(results.columns) < len(groups) * len(names):
         return None

@@ -72,6 +72,7 @@ def labels_of(groups: Sequence[dict[Any, ColumnHead]], results: Results) -> list
 
 
 def as_number(n: int | str) -> float:
+    """A number of training images, to sort by: all are the most."""
     return float("inf") if n == "all" else float(n)
 
 
@@ -101,7 +102,7 @@ def _beginning(lists: list[list[str]]) -> list[str]:
     return [some[0] for some in takewhile(lambda some: len(set(some)) == 1, zip(*lists, strict=False))]
 
 
-def of_kernels(results: Results) -> list[dict[Any, ColumnHead]]:
+def by_kernel(results: Results) -> list[dict[Any, ColumnHead]]:
     """The columns in groups that differ in choices alone, by what was chosen."""
     return _alike(results, OF_ONE_KERNEL, lambda column: repr([column.get(key) or False for key in CHOICES]))
 
@@ -110,7 +111,7 @@ def leading(results: Results) -> list[ColumnHead]:
     """The columns, first those that have the most training images of their series, then those of second most, and so
     on, and of these first one of each kernel: what a page of few figures shows."""
     rank = {head.name: k for s in all_series(results) for k, head in enumerate(reversed(s.columns.values()))}
-    place = {head.name: k for columns in of_kernels(results) for k, head in enumerate(columns.values())}
+    place = {head.name: k for columns in by_kernel(results) for k, head in enumerate(columns.values())}
     return sorted(results.columns, key=lambda head: (rank[head.name], place[head.name]))
 
 
