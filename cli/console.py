@@ -66,7 +66,8 @@ def _in_full(match: re.Match) -> str:
 
 class _Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(pasteable(self.format(record)), file=sys.stderr)
+        line = pasteable(self.format(record)) + "\n"  # written in one, so that a signal leaves no half of it
+        tqdm.write(line, file=sys.stderr, end="")
         sys.stderr.flush()
 
 

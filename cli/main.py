@@ -2,7 +2,6 @@
 
 import os
 import sys
-import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Literal
@@ -139,10 +138,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print what is found as JSON,
 
 def _stages() -> ModuleType:
     """The commands' module, and torch with it."""
-    from exact_ntk.cli.stop import held_back
+    from exact_ntk.cli import stages
 
-    with held_back():
-        from exact_ntk.cli import stages
     return stages
 
 
@@ -328,10 +325,8 @@ def status(
     quiet: Quiet = False,
 ) -> None:
     """What is done, missing or damaged, and the time left. Exits with status 3 while anything is missing."""
-    from exact_ntk.cli.stop import held_back
+    from exact_ntk.cli.state import show_status
 
-    with held_back():
-        from exact_ntk.cli.state import show_status
     show_status(config, overrides or [], runs, device, verify, as_json)
 
 
@@ -411,7 +406,7 @@ def _wait_briefly() -> None:
 def main() -> None:
     """Run the command line; errors meant for the user are one line on stderr and an exit status."""
     from exact_ntk.cli.console import pasteable, steady_streams
-    from exact_ntk.cli.stop import Stopped, stoppable
+    from exact_ntk.cli.stop import Stopped, be_silent, stoppable
 
     _wait_briefly()
     with steady_streams():
@@ -419,8 +414,7 @@ def main() -> None:
             with stoppable():
                 app()
         except Stopped as stopped:
-            # What a library was in the middle of is no news, such as a coroutine that nothing will await now.
-            warnings.simplefilter("ignore")
+            be_silent()
             way = "start anew" if sys.argv[1:2] and sys.argv[1] in STARTS_ANEW else "go on"
             print(f"stopped; run the same command to {way}", file=sys.stderr)
             sys.exit(stopped.exit_status)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from exact_ntk.cli.console import remember
 from exact_ntk.cli.defaults import RESULTS
 from exact_ntk.cli.show import show
-from exact_ntk.cli.stop import held_back
 from exact_ntk.draws import load_images
 from exact_ntk.errors import Incomplete, NtkError
 from exact_ntk.gram.tiles import Array, Tile
@@ -101,14 +100,14 @@ def _looked_up(device: str) -> "torch.device | str":
     """A device that was asked for by name is there, or ConfigError is raised; auto waits until something needs one."""
     if device == "auto":
         return device
-    with held_back():
-        from exact_ntk.device import resolve_devices
+    from exact_ntk.device import resolve_devices
+
     return resolve_devices(device)[0]
 
 
 def _damaged_files(run: Path) -> list[Path]:
-    with held_back():
-        from exact_ntk.regression.panels import damaged_panels
+    from exact_ntk.regression.panels import damaged_panels
+
     return [*damaged(run / "solve"), *damaged_panels(run / "solve"), *damaged(run / "cnn")]
 
 
@@ -121,8 +120,7 @@ def show_status(config: str, overrides: list[str], runs: Path, device: str, veri
     remember(config, overrides, runs, RESULTS, device)
     table = Table(workspace.config, load_images(workspace.config), _looked_up(device), workspace.run)
     if verify or any(cell.missing() for cell in table.kernel_cells):
-        with held_back():  # which store would serve depends on what computes here
-            import exact_ntk.kernels  # noqa: F401
+        import exact_ntk.kernels  # noqa: F401 - which store would serve depends on what computes here
     found = stores(table, workspace.run, verify)
     files = _damaged_files(workspace.run) if verify else []
     counted = None if files else cells(table)  # which reads them

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -40,8 +41,10 @@ def ntk(folder: Path, *arguments: str) -> Done:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["ntk", *arguments])
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # no user, no silence
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
             command_line.main()
+        logging.disable(logging.NOTSET)
     return Done(ended.value.code or 0, out.getvalue(), err.getvalue())
 
 

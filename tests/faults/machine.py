@@ -252,7 +252,11 @@ def finished(folder: Path) -> dict[Path, tuple[int, int]]:
     run = folder / "runs" / "tiny"
     records = [p for p in (*run.glob("solve/*.json"), *run.glob("cnn/*.json")) if not p.name.startswith(".")]
     found = {}
-    for path in (*tile_files(folder), *run.glob("solve/*.panels/*.panel"), *records):
+    panels = []
+    for folder_of_panels in run.glob("solve/*.panels"):
+        with contextlib.suppress(FileNotFoundError):  # its draw has been solved since
+            panels += folder_of_panels.glob("*.panel")
+    for path in (*tile_files(folder), *panels, *records):
         if not path.name.startswith("."):
             with contextlib.suppress(FileNotFoundError):  # a panel whose draw has been solved since
                 status = path.stat()
