@@ -30,9 +30,12 @@ COLUMNS = (
     ("Myrtle-10, NNGP", "Myrtle-NNGP", "cifar10-myrtle-2k"),
 )
 # (label, columns without and with mirror images, depth, results), one draw of 500 images and the same 2,000 to test on.
-WITH_MIRRORS = (
-    *((name, name, 6, "cifar10-beyond-500") for name in ("V", "LAP-4", "LAP-8", "LAP-12", "GAP")),
-    *((f"Myrtle-{depth}", "Myrtle", depth, "cifar10-myrtle-500") for depth in (5, 10)),
+POOLED = ("V", "LAP-4", "LAP-8", "LAP-12", "GAP")
+WITH_MIRRORS = (  # in the order in which the six colours are the same for a kernel's lines
+    *((name, name, 6, "cifar10-beyond-500") for name in POOLED),
+    ("Myrtle-5", "Myrtle", 5, "cifar10-myrtle-500"),
+    *((f"{name}, ZCA", f"{name}-ZCA", 6, "cifar10-beyond-500") for name in POOLED),
+    ("Myrtle-10", "Myrtle", 10, "cifar10-myrtle-500"),
 )
 SIDE = 32
 # Of pooling's planes, those that a window reaches, where others are left out: benchmarks/README.md.
@@ -82,7 +85,8 @@ def _against_cost(name: str, title: str, kernels: Mapping[str, Sequence[object]]
     for label, found in kernels.items():
         mine = [r for r in found if isinstance(r, KernelRecord)]
         work = [work_of(r) for r in mine]
-        lines.append(Line(label, [work], [[r.accuracy for r in mine]], [r.standard_error for r in mine]))
+        accuracy, error = [r.accuracy for r in mine], [r.standard_error for r in mine]
+        lines.append(Line(label, [work], [accuracy], error, dashed=any(r.preprocessed for r in mine)))
         rows += [
             [label, r.depth, r.flips, int(w), r.n_train, r.n_test, r.accuracy, r.standard_error]
             for w, r in zip(work, mine, strict=True)
