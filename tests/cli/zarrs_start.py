@@ -1,9 +1,10 @@
-"""A signal at every so many lines that Zarr and asyncio run while a first group is made; prints what is said too much.
+"""A signal at each line that Zarr's `sync` runs while a first group is made, until a command ends otherwise.
 
-Each in a process of its own, forked, as importing Zarr takes a second.
+Prints how it ended then, and how many lines were tried. Each process is forked, as importing Zarr takes a second.
 """
 
 import faulthandler
+import itertools
 import os
 import signal
 import sys
@@ -11,15 +12,14 @@ import tempfile
 import time
 
 import zarr
+from zarr.core import sync
 from zarr.storage import MemoryStore
 
 from exact_ntk.cli import main
 
-ROOMS = ("/asyncio/", "/zarr/core/sync.py", "/selectors.py", "/threading.py")
-
 
 def make_a_group(at: int) -> None:
-    """Hear SIGTERM at the at-th of those lines, and time to end."""
+    """Send SIGTERM at the at-th of those lines; what is left of the command then is long enough to hear it."""
     seen = 0
 
     def line(frame, event, _):
@@ -30,7 +30,7 @@ def make_a_group(at: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return line
 
-    sys.settrace(lambda frame, event, _: line if any(r in frame.f_code.co_filename for r in ROOMS) else None)
+    sys.settrace(lambda frame, event, _: line if frame.f_code.co_filename == sync.__file__ else None)
     zarr.open_group(MemoryStore(), mode="w")
     sys.settrace(None)
     if seen >= at:
@@ -53,10 +53,9 @@ def said(at: int) -> tuple[int, str]:
         return status, file.read()
 
 
-tried, every = 0, int(sys.argv[1])
-while (found := said(1 + tried * every)) != (0, ""):
-    tried += 1
-    if found != (143, "stopped; run the same command to go on\n"):
-        print(f"at {tried * every}:", *found)
-        break
-print(f"tried {tried} lines")
+lines = itertools.count(1)
+while (found := said(at := next(lines))) == (143, "stopped; run the same command to go on\n"):
+    pass
+if found != (0, ""):  # which says that there are no more lines
+    print(f"at line {at}:", *found)
+print(f"tried {at - 1} lines")
