@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import accuracy, cnn_speed, float32_store, neural_tangents
+from benchmarks import accuracy, cnn_speed, cpu_variants, float32_store, neural_tangents
 from exact_ntk.kernels import cntk
-from exact_ntk.kernels.fused import build
+from exact_ntk.kernels.fused import build, cpu
+from exact_ntk.kernels.passes import Pass
 from tests.made_up import fill, table_of
 
 
@@ -23,6 +24,29 @@ def test_the_errors_of_the_fused_kernels_are_listed_by_readout_and_depth(monkeyp
         assert len(lines) == 1 + 4 * 2
         # In units of 1e-7: the documented bound is 9.2.
         assert all(0 < float(line.split()[2]) < 9.2 for line in lines[1:])
+
+
+def test_kernels_compiled_in_two_ways_take_turns(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cpu_variants.py", "", "-DNTK_DEAR_ROOTS -O0"])
+    monkeypatch.setattr(cpu_variants, "BLOCKS", {"gap": 2, "vanilla": 3})
+    monkeypatch.setattr(cpu_variants, "ROUNDS", 1)
+    monkeypatch.setattr(cpu_variants, "DEPTH", 3)
+    if build.compilers():
+        libraries = [cpu_variants.compiled(more) for more in sys.argv[1:]]
+        x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        job = Pass("gap", (9,), ("gap",), False, False)
+        first, second = (cpu.cntk_pass(x, None, job, library) for library in libraries)
+        assert not torch.equal(first, second)
+        torch.testing.assert_close(first, second, rtol=1e-6, atol=0)
+        cpu_variants.main()
+        _, *lines = capsys.readouterr().out.splitlines()
+        assert [line.split(":")[0].split(maxsplit=1) for line in lines] == [
+            ["gap", "''"],
+            ["gap", "'-DNTK_DEAR_ROOTS -O0'"],
+            ["vanilla", "''"],
+            ["vanilla", "'-DNTK_DEAR_ROOTS -O0'"],
+        ]
+        assert all("over the first 1.00 (1.00 to 1.00)" in line for line in lines[::2])
 
 
 def test_training_is_timed_beside_a_plain_model(monkeypatch, capsys):
