@@ -143,7 +143,8 @@ def _part(
     x, y = (arrays[f"{kind}_{part}"] for kind in "xy")
     keys, layout = (spec.keys.model_dump(), spec.layout) if isinstance(spec, Npz) else ({}, None)
     x_key, y_key = (keys.get(f"{kind}_{part}", f"{kind}_{part}") for kind in "xy")
-    labels = max(y.shape) if 1 in y.shape else len(y) if y.ndim else 0
+    one_hot_row = x.shape[:1] == y.shape[:1] == (1,)
+    labels = max(y.shape) if 1 in y.shape and not one_hot_row else len(y) if y.ndim else 0
     x = read_images(name, x_key, x, labels, layout, spec.preprocess == "none")
     return x, read_labels(name, y_key, y, len(x))
 
@@ -167,7 +168,8 @@ def _test_part(
             f"{name}: x_train holds {x_train.dtype} images of shape {x_train.shape[1:]}, x_test {x.dtype} images of "
             f"shape {x.shape[1:]}: they should be alike{mend}"
         )
-    if _widths(arrays["y_train"]) != _widths(arrays["y_test"]):
+    # Entries a label: more than one in one-hot rows.
+    if arrays["y_train"].size // len(x_train) != arrays["y_test"].size // len(x):
         shapes = f"y_train has shape {arrays['y_train'].shape}, y_test {arrays['y_test'].shape}"
         raise DataError(f"{name}: {shapes}: they should be alike")
     if (y.dtype.kind == "U") != (classes.dtype.kind == "U"):
@@ -176,8 +178,3 @@ def _test_part(
     if len(strange):
         raise DataError(f"{name}: y_test holds class {strange[0]}, which y_train has no image of")
     return x, np.searchsorted(classes, y)
-
-
-def _widths(y: np.ndarray) -> int:
-    """Entries a label: more than one in one-hot rows."""
-    return y.size // max(1, len(y)) if y.ndim > 1 and 1 not in y.shape else 1

@@ -85,6 +85,14 @@ def test_labels_in_other_dress_are_the_same_classes(tmp_path: Path, change):
     assert dressed.classes == plain.classes
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_one_test_image_may_have_a_one_hot_label(tmp_path: Path, channels: int):
+    """As many channels as classes, too: not four labels of images along the last axis."""
+    x, y = np.random.default_rng(0).random((20, 5, 6, channels)), np.arange(20) % 4
+    arrays = {"x_train": x, "y_train": np.eye(4)[y], "x_test": x[2:3], "y_test": np.eye(4)[y[2:3]]}
+    assert load(saved(tmp_path, arrays)).y_test.tolist() == [2]
+
+
 def saved(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
     np.savez(folder / "saved.npz", **arrays)
     return folder / "saved.npz"
