@@ -33,7 +33,7 @@ class Alike:
 def find_alike(rows: Callable[[np.ndarray], np.ndarray], n: int) -> Alike:
     """Compare n images, up to rounding in float32. rows: increasing positions (m,) -> normalised images (m, pixels)."""
     norm, places = _projections(rows, n)
-    zero = norm <= TOLERANCE * np.sqrt((norm**2).mean())
+    zero = are_zero(norm)
     direction, copy = np.arange(n), np.arange(n)
     direction[zero], copy[zero] = ZERO, np.argmax(zero)
     for members in _neighbours(places, np.flatnonzero(~zero)):
@@ -44,6 +44,11 @@ def find_alike(rows: Callable[[np.ndarray], np.ndarray], n: int) -> Alike:
             _number_copies(copy, norm, left[near])
             left = left[~near]
     return Alike(direction, copy, norm)
+
+
+def are_zero(norm: np.ndarray) -> np.ndarray:
+    """Which images are zero up to rounding, by the norms of all (n,)."""
+    return norm <= TOLERANCE * np.sqrt((norm**2).mean())
 
 
 def _projections(rows: Callable[[np.ndarray], np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from exact_ntk.config import CnnColumn, KernelColumn
+from exact_ntk.copies import are_zero
 from exact_ntk.errors import ConfigError, DataError, Incomplete, NtkError, StoreError
 from exact_ntk.files import read_npz, write_atomic
 from exact_ntk.gram.compute import DTYPES
@@ -80,7 +81,10 @@ def require_alike(images: OrderedImages, x: np.ndarray, name: str) -> None:
 def mean_outputs(
     cell: KernelCell, draws: Sequence[int], x: np.ndarray, backend: str, dtype: str, device: torch.device
 ) -> Tensor:
-    """ker(x, X) alpha of solved draws, their mean: (m, classes) in float64. x: images as they are (m, H, W, C)."""
+    """ker(x, X) alpha of solved draws, their mean: (m, classes) in float64. x: images as they are (m, H, W, C).
+
+    Raises DataError for one that is zero once preprocessed, where the column's kernel has a unit diagonal.
+    """
     mean = torch.zeros((len(x), len(cell.images.classes)), dtype=torch.float64)
     solved = [(cell.places[k], solved_arrays(cell, k)["alpha"]) for k in draws]
     column, size = cell.column, cell.images.shape[1:]
@@ -94,6 +98,8 @@ def mean_outputs(
         for place, alpha in solved:
             if place.images is not known:  # draws share them, unless each has a preprocessing of its own
                 known, images = place.images, place.images.with_new(x).x.to(device)
+                if column.unit_diagonal:
+                    _refuse_zero(cell.name, images, len(x))
             train, new = images[place.train], images[-len(x) :]
             for start in range(0, len(x), BLOCK_IMAGES):
                 part = slice(start, start + BLOCK_IMAGES)
@@ -101,6 +107,16 @@ def mean_outputs(
                 mean[part] += (kernel @ torch.from_numpy(alpha).to(kernel)).cpu() / len(draws)
                 bar.update(len(new[part]))
     return mean
+
+
+def _refuse_zero(name: str, images: Tensor, new: int) -> None:
+    """Raises DataError where one of the last `new` images (n, C, H, W) is zero: its kernel has no unit diagonal."""
+    zero = np.flatnonzero(are_zero(images.flatten(1).norm(dim=1).cpu().numpy())[-new:])
+    if len(zero):
+        raise DataError(
+            f"column {name}: new image {zero[0]} is zero once preprocessed, so its kernel has no unit diagonal: leave "
+            "such images out"
+        )
 
 
 def _regressed(

@@ -136,6 +136,17 @@ def test_images_that_cannot_be_meant_are_one_line(solved: Path, tmp_path: Path, 
     assert words in done.stderr
 
 
+def test_an_image_without_a_unit_diagonal_is_refused(solved: Path, tmp_path: Path):
+    """A constant image, whose contrast is 0: not outputs that are no numbers."""
+    x = ARRAYS["x_test"][:3].copy()
+    x[1] = 99
+    np.savez(tmp_path / "new.npz", x=x)
+    done = ntk(solved, "predict", "tiny.yaml", str(tmp_path / "new.npz"), "--column", "extras", "--depth", "3")
+    assert (done.returncode, done.stdout) == (1, "")
+    words = "error: column extras: new image 1 is zero once preprocessed, so its kernel has no unit diagonal"
+    assert done.stderr.splitlines()[-1].startswith(words)
+
+
 def test_a_missing_gram_matrix_and_too_little_memory_are_said(solved: Path):
     done = ntk(solved, "export", "tiny.yaml", "none", "--what", "gram", *GAP, "--runs", "elsewhere")
     assert done.returncode == 3
