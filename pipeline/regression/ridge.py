@@ -35,6 +35,8 @@ RIDGES = tuple(10.0**exponent for exponent in range(-8, 3))
 # K, its eigenvectors and the decomposition's own two.
 EIGEN_MATRICES = 4
 SECONDS_WITHOUT_BAR = 2.0
+# Relative: errors that are equal, as those of one image alone, differ by less.
+ROUNDING = 1e-12
 
 log = logging.getLogger("ntk")
 
@@ -49,13 +51,13 @@ class ErrorCurve:
 
     @property
     def ridge(self) -> float:
-        """The one of least error, the larger of equals. Raises NtkError where no ridge will do."""
+        """The one of least error, up to rounding the larger of equals. Raises NtkError where no ridge will do."""
         if not bool(self.errors.isfinite().any()):
             raise NtkError(
                 f"no ridge up to {float(self.ridges.max()):g} makes the Gram matrix positive definite: give larger "
                 "ones, or are all images zero?"
             )
-        best = self.errors == self.errors.min()
+        best = self.errors <= self.errors.min() * (1 + ROUNDING)
         return float(self.ridges[best].max())
 
 

@@ -58,6 +58,14 @@ def test_of_equal_errors_the_larger_ridge_is_taken():
     assert ErrorCurve(torch.tensor([1e-3, 1e-2, 1e-1]), torch.tensor([0.5, 0.5, 0.7])).ridge == pytest.approx(1e-2)
 
 
+def test_errors_that_differ_by_rounding_are_equal():
+    """Of one image that is left out nothing is left: every ridge has the error of predicting 0."""
+    grid, y = [10.0 ** (exponent / 2) for exponent in range(-12, -2)], torch.tensor([[2 / 3, -1 / 3, -1 / 3]]).double()
+    curves = [leave_one_out(torch.tensor([[k]]).double(), y, grid) for k in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    assert any(curve.errors.unique().numel() > 1 for curve in curves)
+    assert [curve.ridge for curve in curves] == 5 * grid[-1:]
+
+
 def choice(select: str, **more) -> RidgeChoice:
     return RidgeChoice(**{"select": select, "from": 1e-4, "to": 1e-1, **more})
 
