@@ -251,6 +251,10 @@ class EarlyStopping(_Model):
     holdout: Number = Field(0.1, gt=0, lt=1)
 
 
+# The largest ridge to choose from, over the smallest.
+WIDEST_GRID = 1e100
+
+
 class RidgeChoice(_Model):
     """The ridge of least squared error on training images left out: one by one (loo), or a held-out share of them.
 
@@ -266,6 +270,10 @@ class RidgeChoice(_Model):
     def _increasing(self) -> Self:
         if self.smallest > self.largest:
             raise ValueError(f"from {self.smallest:g} should be at most to {self.largest:g}")
+        if self.largest > WIDEST_GRID * self.smallest:
+            raise ValueError(
+                f"from {self.smallest:g} to {self.largest:g} should be a factor of {WIDEST_GRID:g} at most"
+            )
         return self
 
     @property

@@ -154,6 +154,7 @@ def test_a_list_of_widths_is_a_column_each(widths_path: Path, tmp_path: Path):
         ("columns.1.ridge={select: loo, form: 1.0}", "columns.1.ridge.form: unknown key; did you mean from"),
         ("columns.1.ridge={select: loo, from: 0}", "columns.1.ridge.from: .*greater than 0, not 0$"),
         ("columns.1.ridge={select: loo, from: 1}", "columns.1.ridge: from 1 should be at most to 0.1"),
+        ("columns.1.ridge={select: loo, from: 1.0e-300, to: 1.0e+300}", "ridge: from 1e-300 to 1e.300 should be a"),
         ("columns.0.lr=[]", "columns.0.lr: should hold at least 1 item$"),
         ("columns.0.lr=[0.1, -1]", "columns.0.lr.1: .*greater than 0, not -1$"),
         ("columns.0.lr=[0]", "columns.0.lr.0: .*greater than 0, not 0$"),
