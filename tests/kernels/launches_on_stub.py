@@ -1,10 +1,12 @@
 """What test_fused_launches.py runs in a process whose libcuda.so.1 is stub_driver.c."""
 
 import contextlib
+import ctypes
 import functools
 import json
 import os
 import sys
+from collections.abc import Callable
 
 import torch
 
@@ -51,6 +53,18 @@ def why_not() -> str | None:
     return gpu.unavailable(torch.device("cuda", 0), 3, 2) or gpu_myrtle.unavailable(torch.device("cuda", 0), 4, 4)
 
 
+def without_memory(launches: int, compute: Callable[[], object]) -> object:
+    """What it gives where so many launches, one after another, find no memory."""
+    left = ctypes.c_int.in_dll(ctypes.CDLL("libcuda.so.1"), "short_of_memory")
+    left.value = launches
+    try:
+        return compute()
+    except torch.OutOfMemoryError as error:
+        return f"out of memory: {error}"
+    finally:
+        left.value = 0
+
+
 def main() -> None:
     # torch itself has no driver here: images stay in the host's memory, where the stub's kernels read them.
     for name, stand_in in {
@@ -59,6 +73,7 @@ def main() -> None:
         "get_device_name": lambda _: "Stub",
         "current_stream": lambda _: Stream,
         "synchronize": lambda _: None,
+        "empty_cache": lambda: print("torch empties its cache", file=sys.stderr),
         "device": entered,
     }.items():
         setattr(torch.cuda, name, stand_in)
@@ -67,6 +82,7 @@ def main() -> None:
     found = {"values": [values(0)]}
     Stream.cuda_stream = 0x7700
     found["values"].append(values(1))
+    found["short of memory"] = [without_memory(launches, lambda: values(0)) for launches in (1, 2)]
     on_first = dict(make_launcher=lambda _, code: gpu_launch.launcher(torch.device("cuda", 0), code))
     gpu.cntk_pass = functools.partial(gpu.cntk_pass, **on_first)
     gpu_myrtle.myrtle_pass = functools.partial(gpu_myrtle.myrtle_pass, **on_first)
@@ -75,6 +91,7 @@ def main() -> None:
         os.environ["STUB_FAIL"] = failing
         found[failing] = why_not()
     del os.environ["STUB_FAIL"]
+    found["no memory"] = without_memory(2, why_not)
     gpu_launch._TorchStream = None  # a mistake of the package's own
     try:
         found["mistake"] = why_not()

@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OK = 0, NO_CONTEXT = 201, NO_BINARY = 209, NOT_FOUND = 500, TOO_MANY_RESOURCES = 701, NOT_SUPPORTED = 801 };
+enum { OK = 0, OUT_OF_MEMORY = 2, NO_CONTEXT = 201, NO_BINARY = 209, NOT_FOUND = 500 };
+enum { TOO_MANY_RESOURCES = 701, NOT_SUPPORTED = 801 };
 // As in cuda.h.
 typedef struct {
     unsigned grid[3], block[3], shared;
@@ -23,6 +24,8 @@ typedef struct {
 
 static int contexts[2];
 static _Thread_local int* current;
+
+int short_of_memory = 0;  // so many of the next launches find none: for who runs them to set
 
 static int device_of(const int* context) { return context ? (int)(context - contexts) : -1; }
 static int fails(const char* what) {
@@ -39,7 +42,9 @@ int cuDevicePrimaryCtxRelease(int device) { return OK; }
 int cuCtxGetCurrent(int** context) { return *context = current, OK; }
 int cuCtxSetCurrent(int* context) { return current = context, OK; }
 int cuCtxGetDevice(int* device) { return *device = device_of(current), current ? OK : NO_CONTEXT; }
-int cuGetErrorName(int error, const char** name) { return *name = "CUDA_ERROR_OF_THE_STUB", OK; }
+int cuGetErrorName(int error, const char** name) {
+    return *name = error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_OF_THE_STUB", OK;
+}
 int cuGetErrorString(int error, const char** text) { return *text = "asked for by the test", OK; }
 
 int cuLibraryLoadData(int** library, const void* code, ...) {
@@ -71,6 +76,7 @@ int cuLaunchKernelEx(const Launch* launch, Kernel* kernel, void** parameters, vo
     fprintf(stderr, "launch %s of %d on %d, stream %#lx\n", kernel->name, kernel->context, device_of(current),
             (unsigned long)launch->stream);
     if (fails(kernel->name)) return TOO_MANY_RESOURCES;
+    if (short_of_memory > 0) return short_of_memory--, OUT_OF_MEMORY;
     return run(kernel->name, launch->grid[0], launch->block[0], arguments, count) ? NOT_FOUND : OK;
 }
 

@@ -103,5 +103,15 @@ def test_a_driver_that_refuses_is_named_in_one_line(seen, failing):
     assert "\n" not in reason
 
 
+def test_a_driver_without_memory_gets_what_torch_keeps_and_is_then_out_of_memory_as_torch_is(seen):
+    """So that a tile is computed in smaller blocks, and that a full card is not one that cannot run the kernels."""
+    found, lines = seen
+    enough, too_little = found["short of memory"]
+    assert enough == found["values"][0]
+    assert "torch empties its cache" in lines
+    assert too_little.startswith("out of memory: CUDA_ERROR_OUT_OF_MEMORY")
+    assert found["no memory"] == too_little
+
+
 def test_a_mistake_of_the_package_is_not_called_the_drivers(seen):
     assert seen[0]["mistake"] == "raised: 'NoneType' object is not callable"

@@ -1,5 +1,6 @@
 """Kernels on a GPU: compiled by NVRTC at first use, cached, launched on torch's stream; whether and how fast."""
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -70,18 +71,39 @@ def _kernel(device: torch.device, code: str, name: str) -> Any:
     return _object_code(device, code).get_kernel(name)
 
 
+@contextlib.contextmanager
+def _lacking_memory_in_torchs_words() -> Iterator[None]:
+    """A device without memory is torch.OutOfMemoryError, also where the driver says so and no allocator of torch's."""
+    try:
+        yield
+    except cuda_refusals() as error:
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" not in str(error).lower().replace("_", " "):
+            raise
+        raise torch.OutOfMemoryError(str(error).strip().partition("\n")[0]) from error
+
+
 def launcher(device: torch.device, code: str) -> Launch:
-    """How to launch the kernels of `code` on torch's current stream of `device`. Raises CompileError."""
+    """How to launch the kernels of `code` on torch's current stream of `device`.
+
+    Raises CompileError; torch.OutOfMemoryError where the driver has no memory for them.
+    """
     from cuda.core import Device, LaunchConfig, launch
 
     device = _indexed(device)
 
-    def run(name: str, blocks: int, threads: int, *arguments: int) -> None:
-        with torch.cuda.device(device):  # and back to the caller's
+    def once(name: str, blocks: int, threads: int, *arguments: int) -> None:
+        with _lacking_memory_in_torchs_words(), torch.cuda.device(device):  # and back to the caller's
             on = Device(device.index)
             on.set_current()
             stream = on.create_stream(_TorchStream(device))
             launch(stream, LaunchConfig(grid=blocks, block=threads), _kernel(device, code, name), *arguments)
+
+    def run(name: str, blocks: int, threads: int, *arguments: int) -> None:
+        try:
+            once(name, blocks, threads, *arguments)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()  # what torch keeps is not the driver's to give
+            once(name, blocks, threads, *arguments)
 
     return run
 
@@ -93,7 +115,10 @@ def _indexed(device: torch.device) -> torch.device:
 def why_not_running(
     device: torch.device, codes: Sequence[str], run: Callable[[Tensor], None], height: int, width: int
 ) -> str | None:
-    """Why `codes` cannot be compiled for `device`, or `run` fails on an image of this size on it, or None."""
+    """Why `codes` cannot be compiled for `device`, or `run` fails on an image of this size on it, or None.
+
+    Raises torch.OutOfMemoryError: another program may have the memory now, and not in a minute.
+    """
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA driver or GPU"
     device = _indexed(device)
@@ -108,7 +133,8 @@ def why_not_running(
     try:
         for code in codes:
             _cubin(capability, code)
-        run(torch.ones((1, 1, height, width), device=device))
+        with _lacking_memory_in_torchs_words():
+            run(torch.ones((1, 1, height, width), device=device))
     except CompileError as error:
         return str(error)
     except torch.OutOfMemoryError:
