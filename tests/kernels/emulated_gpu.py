@@ -22,30 +22,41 @@ SCRATCH = tempfile.TemporaryDirectory(prefix="ntk-emulated-")
 # GCC does not know `#pragma unroll`, which only matters for speed. Hardened jumps refuse to change stacks.
 FLAGS = (
     *("-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"),
-    *("-std=c++17", "-O1", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared"),
+    *("-std=c++17", "-O1", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC"),
 )
+# Every access is watched (see emulated_races.cpp), and a misaligned one or one beyond an array ends the process.
+WATCHED = (*FLAGS, "-fsanitize=thread", "-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error")
 
 
 @functools.cache
 def compiled_header() -> Path:
     """What to include for `emulated_warp.h`, which takes a third of a library's compilation."""
     header = Path(SCRATCH.name) / "emulated_warp.h"
-    shutil.copy(HERE / header.name, header)
-    subprocess.run([*compilers()[0], *FLAGS, "-x", "c++-header", str(header), "-o", f"{header}.gch"], check=True)
+    for name in (header.name, "emulated_races.h"):
+        shutil.copy(HERE / name, header.parent / name)
+    subprocess.run([*compilers()[0], *WATCHED, "-x", "c++-header", str(header), "-o", f"{header}.gch"], check=True)
     return header
+
+
+@functools.cache
+def compiled_races() -> Path:
+    made = Path(SCRATCH.name) / "emulated_races.o"
+    subprocess.run([*compilers()[0], *FLAGS, "-O2", "-c", HERE / "emulated_races.cpp", "-o", made], check=True)
+    return made
 
 
 @functools.cache
 def library(code: str) -> ctypes.CDLL:
     """gpu.cu, or another source of kernels, with its constants as a library."""
     folder = Path(SCRATCH.name)
-    source, made = folder / f"{digest(code)}.cu", folder / f"{digest(code)}.so"
+    source, made, linked = (folder / f"{digest(code)}.{kind}" for kind in ("cu", "o", "so"))
     source.write_text(code)
     kernels = " ".join(f"DO({name})" for name in dict.fromkeys(re.findall(r"\bntk_\w+", code)))
-    command = [*compilers()[0], *FLAGS, "-include", str(compiled_header()), f"-I{SOURCES}"]
+    command = [*compilers()[0], *WATCHED, "-include", str(compiled_header()), f"-I{SOURCES}"]
     command += [f'-DGPU_SOURCE="{source}"', f"-DNTK_KERNELS(DO)={kernels}"]
-    subprocess.run([*command, str(HERE / "emulated_gpu.cpp"), "-o", str(made)], check=True)
-    return ctypes.CDLL(str(made))
+    subprocess.run([*command, "-c", str(HERE / "emulated_gpu.cpp"), "-o", str(made)], check=True)
+    subprocess.run([*compilers()[0], "-shared", made, compiled_races(), "-o", linked], check=True)
+    return ctypes.CDLL(str(linked))
 
 
 def emulator(device: torch.device, code: str) -> gpu_launch.Launch:

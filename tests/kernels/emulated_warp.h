@@ -1,6 +1,6 @@
 // Enough of CUDA for gpu.cu to run on a CPU as it stands: every thread of a block is a fiber, and a warp's shuffles
 // and a block's barriers are where fibers wait for one another. Warps run as far ahead of the others as barriers let
-// them, in either order, so that a missing barrier shows.
+// them, in either order; a missing barrier that does not show so is found by emulated_races.cpp.
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -13,23 +13,29 @@
 #include <utility>
 #include <vector>
 
+#include "emulated_races.h"
+
 #define __CUDACC__
 #define __device__
 #define __global__
-#define __shared__ static
+#define __shared__ static __attribute__((section("ntk_shared")))
 #define __forceinline__ inline __attribute__((always_inline))
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 
-struct float4 {
+struct alignas(16) float4 {
     float x, y, z, w;
 };
-struct float2 {
+struct alignas(8) float2 {
     float x, y;
 };
 struct Index {
     unsigned x, y, z;
 };
+
+// Of the library that this is compiled into.
+extern "C" char __start_ntk_shared[] __attribute__((weak, visibility("hidden")));
+extern "C" char __stop_ntk_shared[] __attribute__((weak, visibility("hidden")));
 
 namespace emulated {
 
@@ -71,14 +77,19 @@ inline void wait() {
 }
 
 inline void barrier() {
+    const races::Aside aside;
     const long until = ++current->barriers * (long)size.x;
     at_barrier++;
     while (at_barrier < until) wait();
+    races::me.interval = current->barriers;
 }
 
 // Copies to shared memory land at the latest when they are waited for: in every other two blocks then, so that nothing may
 // count on them before, and at once in the others, so that nothing may still read what they overwrite.
 inline void copy_later(void* to, const void* from, size_t bytes) {
+    const races::Aside aside;
+    if (((uintptr_t)to | (uintptr_t)from) % bytes) std::fprintf(stderr, "a copy of misaligned words\n"), std::abort();
+    races::record(from, bytes, false), races::record(to, bytes, true);
     if (block.x / 2 % 2)
         std::memcpy(to, from, bytes);
     else
@@ -86,13 +97,18 @@ inline void copy_later(void* to, const void* from, size_t bytes) {
 }
 
 inline void land() {
-    for (const Copy& copy : current->copies) std::memcpy(copy.to, copy.from, copy.bytes);
+    const races::Aside aside;
+    for (const Copy& copy : current->copies) {
+        races::record(copy.to, copy.bytes, true);
+        std::memcpy(copy.to, copy.from, copy.bytes);
+    }
     current->copies.clear();
 }
 
 // Every lane of a warp must make the same shuffles in the same order; anything else stops the program.
 template <class V> V shuffle(V value, int kind, int source) {
     static_assert(sizeof(V) <= 8);
+    const races::Aside aside;
     Fiber& me = *current;
     Warp& warp = *me.warp;
     const long turn = me.shuffles++;
@@ -107,7 +123,9 @@ template <class V> V shuffle(V value, int kind, int source) {
 }
 
 inline void enter() {
+    races::watch(true);
     body(body_state);
+    races::watch(false);
     current->done = true;
     _longjmp(scheduler, 1);
 }
@@ -127,6 +145,8 @@ inline void start(Fiber& fiber, unsigned thread) {
 
 inline void resume(Fiber& fiber) {
     current = &fiber;
+    races::me = {block.x, fiber.barriers, (int)fiber.thread.x};
+    races::stack = {fiber.stack.get(), fiber.stack.get() + STACK};
     if (_setjmp(scheduler)) return;
     if (fiber.begun) _longjmp(fiber.resume, 1);
     fiber.begun = true;
@@ -150,6 +170,7 @@ inline bool run_warp(unsigned warp) {
 
 inline void run_block(bool backwards) {
     const unsigned count = size.x / 32;
+    races::begin_block();
     warps.assign(count, Warp{});
     at_barrier = 0;
     for (unsigned t = 0; t < size.x; t++) start(fibers[t], t);
@@ -160,6 +181,7 @@ inline void run_block(bool backwards) {
     for (unsigned t = 0; t < size.x; t++)
         if (!fibers[t].done || !fibers[t].copies.empty())
             std::fprintf(stderr, "a thread waits at a barrier for ever, or not for its copies\n"), std::abort();
+    races::settle();
 }
 
 template <class... A> constexpr int parameters(void (*)(A...)) { return sizeof...(A); }
@@ -177,6 +199,7 @@ void launch(void (*kernel)(A...), const int64_t* arguments, std::index_sequence<
     auto call = [&] { kernel(argument<A>(arguments[k])...); };
     body = [](const void* state) { (*static_cast<const decltype(call)*>(state))(); };
     body_state = &call;
+    races::begin_launch({__start_ntk_shared, __stop_ntk_shared});
     if (fibers.size() < size.x) fibers = std::vector<Fiber>(size.x);
     for (block.y = 0; block.y < grid.y; block.y++)
         for (block.x = 0; block.x < grid.x; block.x++) run_block((block.x + block.y) % 2);
@@ -205,6 +228,7 @@ template <class V> V __shfl_down_sync(unsigned, V v, int by) {
     return emulated::shuffle(v, -by, lane + by > 31 ? lane : lane + by);
 }
 inline int atomicAdd(int* to, int by) {
+    const races::Aside aside;
     *to += by;
     return *to - by;
 }

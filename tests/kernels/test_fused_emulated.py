@@ -36,6 +36,14 @@ SHAPES = [(1, 1, 1), (2, 8, 8), (3, 5, 7), (2, 33, 3), (1, 17, 5), (1, 6, 32)]
 BOUND = 2e-6
 
 
+@pytest.fixture(autouse=True, scope="module")
+def unwritten_tensors_are_nan():
+    """What `torch.empty` gives, which a card's memory may hold anything in."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def error(x, y, **options) -> float:
     return largest_error(x, y, compute=emulated, **options)
 
@@ -268,20 +276,61 @@ def test_multiply_adds():
     torch.testing.assert_close(out.double(), expected.repeat(2), rtol=1e-5, atol=1e-5)
 
 
+EMULATED = "import ctypes, sys; d = ctypes.CDLL(sys.argv[1]); o = (ctypes.c_float * 68)(); "
+EMULATED += "a = (ctypes.c_int64 * 2)(int(sys.argv[2]), -(-ctypes.addressof(o) // 16) * 16); "
+EMULATED += "d.run(b'ntk_multiply_adds', ctypes.c_long(int(sys.argv[3])), 32, a, 2); print(*o)"
+
+
+def run_emulated(body: str, rounds: int, blocks: int = 1) -> subprocess.CompletedProcess:
+    """A kernel of (long long rounds, float* out) in a process that the emulated warp may stop, and that prints out."""
+    code = 'extern "C" { void ntk_multiply_adds(long long rounds, float* out) {\n' + body
+    code += " }\nvoid ntk_pooled() {} void ntk_vanilla() {} void ntk_zero_offset() {} void ntk_collect() {} }"
+    words = [sys.executable, "-c", EMULATED, emulated_gpu.library(code)._name, str(rounds), str(blocks)]
+    return subprocess.run(words, capture_output=True)
+
+
 @needs_compiler
-def test_the_emulated_warp_stops_where_lanes_diverge(tmp_path):
+def test_the_emulated_warp_stops_where_lanes_diverge():
     """Otherwise a kernel that a real warp would hang or go wrong on could pass."""
-    code = 'extern "C" { void ntk_multiply_adds(long long rounds, float* out) {\n'
-    code += "out[threadIdx.x] = threadIdx.x < rounds ? __shfl_up_sync(~0u, 1.f, 1) : __shfl_down_sync(~0u, 1.f, 1); }\n"
-    code += "void ntk_pooled() {} void ntk_vanilla() {} void ntk_zero_offset() {} void ntk_collect() {} }"
-    out, library = torch.zeros(32), emulated_gpu.library(code)._name
-    script = "import ctypes, sys; d = ctypes.CDLL(sys.argv[1]); o = (ctypes.c_float * 32)(); "
-    script += "a = (ctypes.c_int64 * 2)(int(sys.argv[2]), ctypes.addressof(o)); "
-    script += "d.run(b'ntk_multiply_adds', ctypes.c_long(1), 32, a, 2)"
-    fine, bad = (subprocess.run([sys.executable, "-c", script, library, n], capture_output=True) for n in ("32", "7"))
-    assert fine.returncode == 0
-    assert b"different shuffles" in bad.stderr
-    assert out.sum() == 0
+    body = "out[threadIdx.x] = threadIdx.x < rounds ? __shfl_up_sync(~0u, 1.f, 1) : __shfl_down_sync(~0u, 1.f, 1);"
+    assert run_emulated(body, 32).returncode == 0
+    assert b"different shuffles" in run_emulated(body, 7).stderr
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("kept[t] = 1; if (rounds) __syncthreads(); out[t] = kept[31 - t];", b"a race in shared memory"),
+        ("out[t] = kept[31 - t]; if (rounds) __syncthreads(); kept[t] = 1;", b"a race in shared memory"),
+        (
+            "copy_later(&kept[t], out), wait_for_copies(); if (rounds) __syncthreads(); out[t + 1] = kept[31 - t];",
+            b"a race in shared memory",
+        ),
+        ("out[t] = 1; if (rounds) __syncthreads(); out[32 + t] = out[31 - t];", b"a race in global memory"),
+        ("out[rounds ? t : 0] += 1;", b"a race in global memory"),
+        ("if (rounds || t % 2) __syncthreads();", b"waits at a barrier for ever"),
+        ("copy_later((float4*)out, (float4*)(out + (rounds ? 4 : 2))); wait_for_copies();", b"misaligned"),
+    ],
+)
+def test_the_emulated_warp_stops_at_a_race(body, message):
+    """A thread after another it would be none: what a card's threads do at once is told by their barriers alone."""
+    body = "__shared__ float kept[32]; const int t = threadIdx.x; " + body
+    fine, bad = (run_emulated(body, rounds) for rounds in (1, 0))
+    assert fine.returncode == 0, fine.stderr
+    assert message in bad.stderr
+
+
+@needs_compiler
+def test_the_emulated_warp_stops_at_a_race_of_two_blocks():
+    body = "out[threadIdx.x] = rounds ? 1 : blockIdx.x;"
+    assert run_emulated(body, 1, blocks=2).returncode == 0  # both write the same
+    assert b"a race in global memory: thread 0 of block 0 and thread 0 of block 1" in run_emulated(body, 0, 2).stderr
+
+
+@needs_compiler
+def test_shared_memory_that_nothing_was_written_to_is_nan():
+    assert b"nan" in run_emulated("__shared__ float kept[32]; out[threadIdx.x] = kept[threadIdx.x];", 1).stdout
 
 
 def test_every_size_has_a_layout_that_a_gpu_can_run():

@@ -14,11 +14,11 @@ from exact_ntk.kernels.fused.layout import LANES, LARGE_TILE_ENTRIES, SHARED_BYT
 from exact_ntk.kernels.passes import BLOCKS, Pass
 from tests.kernels.emulated_gpu import emulator
 from tests.kernels.test_fused_cpu import degenerate, one_torch_thread
-from tests.kernels.test_fused_emulated import check_tables, fresh, needs_compiler, nvrtc
+from tests.kernels.test_fused_emulated import check_tables, fresh, needs_compiler, nvrtc, unwritten_tensors_are_nan
 from tests.kernels.test_fused_myrtle import DIAGONAL, reference
 from tests.kernels.test_reference import error, images, nearly_equal_pairs
 
-__all__ = ["fresh", "nvrtc", "one_torch_thread"]
+__all__ = ["fresh", "nvrtc", "one_torch_thread", "unwritten_tensors_are_nan"]
 PAIR = ("myrtle", "myrtle-nngp")
 # Measured with every float32 square root off by the most that a GPU's may be: at most 5.7e-7, of 4 x 4 images.
 BOUND = 2e-6
