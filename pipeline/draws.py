@@ -25,6 +25,17 @@ class Draw:
     overlaps: bool
 
 
+def count_held_out(n: int, share: float, what: str) -> int:
+    """How many of n training images are held out of training to choose by, the first ones, a fair sample as a draw is.
+
+    Raises ConfigError, saying what chooses, where a part would be empty.
+    """
+    held = round(n * share)
+    if held in (0, n):
+        raise ConfigError(f"{what}: holdout {share:g} of {n} images leaves none to train on or none to choose by")
+    return held
+
+
 def permutation(n: int, seed: tuple[int, ...]) -> np.ndarray:
     """A seeded permutation of range(n), from raw PCG64 output, whose stream NumPy promises to keep."""
     keys = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(n)

@@ -17,6 +17,7 @@ from torch import Tensor
 from exact_ntk.data import channel_statistics, normalise
 from exact_ntk.data.arrays import Layout
 from exact_ntk.device import resolve_device
+from exact_ntk.draws import count_held_out
 from exact_ntk.errors import NtkError, StoreError
 from exact_ntk.estimators.images import as_array, as_images
 from exact_ntk.estimators.uncertainty import Posterior, by_cholesky, by_flow
@@ -24,7 +25,6 @@ from exact_ntk.files import read_npz, write_npz
 from exact_ntk.kernels import cntk
 from exact_ntk.memory import default_memory, parse_bytes
 from exact_ntk.records import LARGEST_RESIDUAL
-from exact_ntk.regression.early_stopping import split
 from exact_ntk.regression.gradient_flow import GradientFlow
 from exact_ntk.regression.plan import DoesNotFit, plan_solve
 from exact_ntk.regression.ridge import EIGEN_MATRICES, leave_one_out
@@ -352,7 +352,8 @@ class Kept:
 def stopping_split(n: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     """Which of n images are held out for early stopping, and which are not."""
     order = np.random.default_rng(SPLIT_SEED).permutation(n)
-    return order[: split(n, share)], order[split(n, share) :]
+    held_out = count_held_out(n, share, "early_stopping")
+    return order[:held_out], order[held_out:]
 
 
 def _as_usual(error: NtkError) -> Exception:

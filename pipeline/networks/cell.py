@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from exact_ntk.config import CnnColumn
-from exact_ntk.draws import Draw, copies_tested
-from exact_ntk.errors import ConfigError
+from exact_ntk.draws import Draw, copies_tested, count_held_out
 from exact_ntk.files import digest, fingerprint
 from exact_ntk.images import OrderedImages
 from exact_ntk.kept import keep_record, read_kept, set_damaged_aside
@@ -48,11 +47,8 @@ class NetworkCell:
     def __init__(self, name: str, column: CnnColumn, depth: int, images: OrderedImages, draw: Draw, folder: Path):
         self.name, self.column, self.depth, self.images, self.draw = name, column, depth, images, draw
         self.folder = folder / "cnn"
-        held_out = round(len(self.draw.train) * column.holdout)
-        # Draw positions are in a seeded, usually class-balanced order: a prefix is a fair sample.
-        self.fit, self.held_out = self.draw.train[held_out:], self.draw.train[:held_out]
-        if self.selects_on_holdout and not (held_out and len(self.fit)):
-            raise ConfigError(f"column {name}: holdout {column.holdout} leaves no images to train on or to choose by")
+        held = count_held_out(len(draw.train), column.holdout, f"column {name}") if self.selects_on_holdout else 0
+        self.fit, self.held_out = draw.train[held:], draw.train[:held]
 
     @property
     def selects_on_holdout(self) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exact_ntk.config import KernelColumn, RidgeChoice
-from exact_ntk.draws import Draw, copies_tested
+from exact_ntk.draws import Draw, copies_tested, count_held_out
 from exact_ntk.files import digest, fingerprint
 from exact_ntk.gram.shelf import Request, Shelf
 from exact_ntk.gram.sources import Source, preferring
@@ -76,6 +76,15 @@ class KernelCell:
     draws: tuple[Draw, ...]
     places: tuple[Place, ...]
     shelf: Shelf
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a draw is too small for the share that the column holds out of it."""
+        ridge, early = self.column.ridge, self.column.early_stopping
+        for n in {len(d.train) for d in self.draws}:
+            if isinstance(ridge, RidgeChoice) and ridge.select == "holdout":
+                count_held_out(n, ridge.holdout, f"column {self.name}: ridge")
+            if early:
+                count_held_out(n, early.holdout, f"column {self.name}: early_stopping")
 
     @property
     def array(self) -> Array:

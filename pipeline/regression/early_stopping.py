@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exact_ntk.draws import count_held_out
 from exact_ntk.errors import NtkError
 from exact_ntk.records import EarlyStopped
 from exact_ntk.regression.gradient_flow import GradientFlow
@@ -18,17 +19,9 @@ class NoFlow(NtkError):
     """Gradient flow is not defined on this kernel matrix; regression may be."""
 
 
-def split(n: int, holdout: float, key: str = "early_stopping") -> int:
-    """How many of n training images are held out, the first ones. Raises NtkError if that leaves a part empty."""
-    held_out = round(n * holdout)
-    if held_out in (0, n):
-        raise NtkError(f"{key}: holdout {holdout:g} of {n} images leaves none to train on or none to choose by")
-    return held_out
-
-
 def require_fit(n: int, holdout: float, piece_bytes: int, budget: int) -> None:
-    """Raise NtkError, with the number that would do, unless `stop_early` fits in so many bytes."""
-    held_out = split(n, holdout)
+    """Raise NtkError, with the number that would do, unless `stop_early` fits in so many bytes; as `count_held_out`."""
+    held_out = count_held_out(n, holdout, "early_stopping")
     fit = n - held_out
     # The eigendecomposition takes three matrices, and then one beside the held-out rows and their projection.
     need = piece_bytes + 8 * fit * max(3 * fit, fit + 2 * held_out)
@@ -57,7 +50,7 @@ def stop_early(
     Raises NtkError if the split leaves a part empty, NoFlow if K has a negative eigenvalue.
     """
     n = len(y_train)
-    held_out = split(n, holdout)
+    held_out = count_held_out(n, holdout, "early_stopping")
     fit = slice(held_out, n)
     k_fit = block(k_train, fit, fit, y.device)
     k_fit.diagonal().add_(ridge * (k_fit.diagonal().mean() if unit is None else unit))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from exact_ntk.config import RidgeChoice
+from exact_ntk.draws import count_held_out
 from exact_ntk.errors import NtkError, StoreError
 from exact_ntk.files import json_text
 from exact_ntk.kept import keep, require_whole
@@ -25,7 +26,6 @@ from exact_ntk.memory import gigabytes
 from exact_ntk.progress import duration, progress
 from exact_ntk.records import RidgeCurve
 from exact_ntk.regression.cholesky import Cholesky, NotPositiveDefinite
-from exact_ntk.regression.early_stopping import split
 from exact_ntk.regression.matrix import Matrix, Window, block, multiply
 from exact_ntk.regression.panels import PanelFiles
 from exact_ntk.regression.plan import SolvePlan, eigen_seconds, plan_solve
@@ -160,8 +160,11 @@ class ChoicePlan:
 
 
 def plan_choice(choice: RidgeChoice, n: int, outputs: int, piece_bytes: int, budget: int) -> ChoicePlan:
-    """The plan for n training images that takes at most `budget` bytes. Raises NtkError as `plan_solve` and `split`."""
-    held = split(n, choice.holdout, "ridge") if choice.select == "holdout" else 0
+    """The plan for n training images that takes at most `budget` bytes.
+
+    Raises NtkError as `plan_solve` and `count_held_out`.
+    """
+    held = count_held_out(n, choice.holdout, "ridge") if choice.select == "holdout" else 0
     fit = n - held
     eigen_bytes = piece_bytes + 8 * fit * max(EIGEN_MATRICES * fit, 2 * fit + 2 * held)
     return ChoicePlan(choice, n, eigen_bytes, plan_solve(fit, outputs, piece_bytes, budget))

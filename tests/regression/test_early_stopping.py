@@ -114,8 +114,11 @@ def test_mistakes_are_named(config_path: Path, tmp_path: Path):
         load_config(str(config_path), ["columns.0.early_stopping.holdout=1.5"])
     with pytest.raises(ConfigError, match="did you mean holdout"):
         load_config(str(config_path), ["columns.0.early_stopping.holdut=0.5"])
-    with pytest.raises(NtkError, match=f"column {COLUMN}, depth 3: early_stopping: holdout 0.001 of 20 images"):
+    with pytest.raises(ConfigError, match=f"column {COLUMN}: early_stopping: holdout 0.001 of 20 images leaves none"):
         solved(config_path, tmp_path, "columns.0.early_stopping.holdout=0.001")
+    with pytest.raises(ConfigError, match=f"column {COLUMN}: ridge: holdout 0.98 of 20 images leaves none"):
+        solved(config_path, tmp_path, "columns.0.ridge={select: holdout, holdout: 0.98}")
+    assert not list(tmp_path.glob("gram-*"))
 
 
 def test_a_matrix_without_a_flow_keeps_its_regression(config_path: Path, tmp_path: Path, monkeypatch, caplog):

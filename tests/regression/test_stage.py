@@ -21,7 +21,7 @@ from exact_ntk.kernels import cntk
 from exact_ntk.locks import try_lock
 from exact_ntk.memory import default_memory, parse_bytes
 from exact_ntk.records import KernelRecord, SolvedDraw, read_record
-from exact_ntk.regression import plan, stage
+from exact_ntk.regression import early_stopping, plan, stage
 from exact_ntk.regression.panels import PanelFiles
 from exact_ntk.regression.ridge import leave_one_out
 from exact_ntk.regression.solve import targets
@@ -327,11 +327,15 @@ def test_a_solution_with_a_large_residual_is_no_cell_and_fails_again(config_path
     assert all("residual" in m.needs for m in results.missing)
 
 
-def test_a_cell_that_cannot_be_solved_stops_no_other(config_path: Path, tmp_path: Path, caplog):
-    table = prepared(config_path, tmp_path, "columns.0.early_stopping={holdout: 0.001}")
-    with pytest.raises(NtkError, match="column CNTK-V-20, depth 3: early_stopping: holdout"):
+def test_a_cell_that_cannot_be_solved_stops_no_other(config_path: Path, tmp_path: Path, monkeypatch, caplog):
+    def no_time(*_):
+        raise NtkError("no time is best")
+
+    monkeypatch.setattr(early_stopping, "stop_early", no_time)
+    table = prepared(config_path, tmp_path, "columns.0.early_stopping={}")
+    with pytest.raises(NtkError, match="column CNTK-V-20, depth 3: no time is best"):
         solve(table)
-    assert "column CNTK-V-20, depth 4: early_stopping: holdout" in caplog.text
+    assert "column CNTK-V-20, depth 4: no time is best" in caplog.text
     assert {r.column for r in records(table)} == {"CNTK-GAP-40", "NNGP-GAP-40"}
 
 
