@@ -106,7 +106,7 @@ def on_unit_diagonal(k: Tensor, of_rows: Tensor, of_columns: Tensor, projected: 
 
     of_rows, of_columns: 1 / sqrt(K(x, x)) of each image.
     """
-    scaled = k * of_rows[:, None] * of_columns
+    scaled = torch.outer(of_rows, of_columns) * k  # in this order symmetric to the last bit, as K is
     return relu_duals(snap_to_unit(scaled))[0] if projected else scaled
 
 

@@ -11,6 +11,7 @@ import yaml
 from exact_ntk.errors import ConfigError, DataError
 from exact_ntk.gram import compute
 from exact_ntk.kernels import cntk
+from exact_ntk.regression.matrix import on_unit_diagonal
 from exact_ntk.regression.ridge import leave_one_out
 from exact_ntk.regression.solve import targets
 from exact_ntk.regression.stage import solve_cells
@@ -175,3 +176,14 @@ def test_a_missing_tile_of_any_array_is_waited_for(config_path: Path, tmp_path: 
         assert not list(tmp_path.glob("gram-*/.locks/*"))
     kept = solved(config_path, tmp_path, ON, UNIT).kernel_cells[0].record()
     assert re.fullmatch("[0-9a-f]{16}", kept[0].fingerprint)
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_a_unit_diagonal_leaves_a_matrix_symmetric_to_the_last_bit(projected: bool):
+    x = torch.randn(40, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    k = x @ x.T
+    k = torch.tril(k) + torch.tril(k, -1).T
+    own = k.diagonal().rsqrt()
+    unit = on_unit_diagonal(k, own, own, projected)
+    assert torch.equal(unit, unit.T)
+    torch.testing.assert_close(unit.diagonal(), torch.ones(40).double(), rtol=0, atol=1e-14)
