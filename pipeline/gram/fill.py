@@ -370,13 +370,24 @@ class _Told:
         pass
 
 
+def host_memory(values: torch.Tensor) -> torch.Tensor:
+    """Where a device's values go on the host: page-locked, or where the host gives none, which it has little of, not.
+
+    Into what is not a copy is no longer begun and left to itself; its values are the same.
+    """
+    try:
+        return torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    except RuntimeError:
+        return torch.empty(values.shape, dtype=values.dtype)
+
+
 class _Copy:
     """A tile on its way to the host: begun at once, finished while the device computes the next tile."""
 
     def __init__(self, values: torch.Tensor):
         self.host, self.copied = values, None
         if values.device.type == "cuda":
-            self.host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self.host = host_memory(values)
             copies = torch.cuda.Stream(values.device)
             copies.wait_stream(torch.cuda.current_stream(values.device))
             with torch.cuda.stream(copies):

@@ -9,6 +9,7 @@ import yaml
 
 from exact_ntk.errors import ConfigError, Incomplete
 from exact_ntk.gram import compute
+from exact_ntk.gram.fill import host_memory
 from exact_ntk.kernels import cntk
 from tests.gram.filling import blocks, chunks, filled, same
 from tests.made_up import fill, table_of
@@ -141,3 +142,17 @@ def test_an_unfit_backend_is_a_config_error(config_path: Path, tmp_path: Path, m
     monkeypatch.setattr("exact_ntk.kernels.resolve_backend", unfit)
     with pytest.raises(ConfigError, match=r"gram\.backend: needs a compiler"):
         fill(table_of(config_path, tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_go_to_a_host_that_gives_no_page_locked_memory(dtype: torch.dtype, monkeypatch):
+    def any_but_page_locked(*shape, empty=torch.empty, pin_memory: bool = False, **options):
+        if pin_memory:
+            raise RuntimeError("CUDA error: OS call failed or operation not supported on this OS")
+        return empty(*shape, **options)
+
+    values = torch.arange(6, dtype=dtype).view(2, 3)
+    monkeypatch.setattr(torch, "empty", any_but_page_locked)
+    host = host_memory(values)
+    assert (host.shape, host.dtype) == (values.shape, values.dtype)
+    assert torch.equal(host.copy_(values, non_blocking=True), values)

@@ -231,7 +231,8 @@ import torch
 from exact_ntk.kernels import READOUTS, cntk
 x = torch.randn(5, 3, {height}, {width}, generator=torch.Generator().manual_seed(0)).cuda()
 x[3] = x[1]
-assert cntk(x, depths=(3, 6), readouts=READOUTS, backend="fused").isfinite().all()
+readouts = (*READOUTS, "lap-1", "lap-2-nngp")
+assert cntk(x, depths=(3, 6), readouts=readouts, backend="fused").isfinite().all()
 """
 
 
