@@ -148,6 +148,9 @@ def _explain(error: ValidationError, entries: list[int]) -> str:
         known = {f.alias or name for model in MODELS for name, f in model.model_fields.items()} - {unknown}
         close = difflib.get_close_matches(unknown, known, n=1)
         message = "unknown key" + (f"; did you mean {close[0]}?" if close else "")
+    elif first["type"] == "string_pattern_mismatch":
+        allowed = "letters (a to z, A to Z), digits, '.', '_' and '-', a letter or digit first"
+        message = f"should consist of {allowed}, not {first['input']!r}"
     elif first["type"] != "missing" and not isinstance(first["input"], dict | list):
         message += f", not {first['input']!r}" + (": put it in quotes" if first["type"] == "string_type" else "")
     more = f" (and {len(distinct) - 1} more)" if len(distinct) > 1 else ""

@@ -90,7 +90,7 @@ def test_digits_has_all_six_columns():
         ("data.dataset=mnist", "data: .*'mnist'"),
         ("gram.tile=0", "gram.tile: should be 'auto' or an integer"),
         ("order.seed=-1", "order.seed"),
-        ("name=../up", "name: "),
+        ("name=../up", "name: should consist of letters .*, a letter or digit first, not '../up'"),
         ("columns.7.ridge=1", "7 is not one of the items 0 to 2"),
         ("nonsense", "should be KEY=VALUE"),
     ],

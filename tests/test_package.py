@@ -34,6 +34,12 @@ def test_nothing_imports_the_folders_by_their_own_names():
     assert found == []
 
 
+def test_what_is_exported_is_listed_before_it_is_imported():
+    code = "import exact_ntk, sys; print(set(exact_ntk.__all__) <= set(dir(exact_ntk)), 'torch' in sys.modules)"
+    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert listed == "True False\n"
+
+
 def test_one_name_is_one_thing():
     defined = defaultdict(set)
     for path in sources(PACKAGE):

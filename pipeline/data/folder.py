@@ -70,7 +70,7 @@ def load_folder(path: Path | str, size: int | tuple[int, int] | None = None, cha
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be None, 1 or 3, not {channels!r}")
     classes, files, labels = _listed(folder)
-    heads = [_head(file) for file in files]
+    heads = _heads(files)
     for file, head in zip(files, heads, strict=True):
         if shape is None and sorted(head.shape) != sorted(heads[0].shape):
             raise _of_two_sizes(files[0], heads[0].shape, file, head.shape)
@@ -169,6 +169,21 @@ class _Head:
 
     shape: tuple[int, int]
     grey: bool
+
+
+def _heads(files: Sequence[Path]) -> list[_Head]:
+    """Of every file. Raises DataError for the first that is refused, which says how many others are."""
+    heads, refused = [], []
+    for file in files:
+        try:
+            heads.append(_head(file))
+        except DataError as error:
+            refused.append((file, error))
+    if refused:
+        (_, first), *others = refused
+        more = f" ({len(others)} other{'s' * (len(others) > 1)} refused as well, next {others[0][0]})" if others else ""
+        raise DataError(f"{first}{more}") from first
+    return heads
 
 
 def _head(file: Path) -> _Head:

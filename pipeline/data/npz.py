@@ -43,7 +43,7 @@ def read_new_images(path: Path, layout: Layout | None, as_they_are: bool) -> np.
 
     Raises DataError, naming the file and what it holds.
     """
-    _refuse_other_files(path, "IMAGES.npz")
+    _refuse_other_files(path, "IMAGES.npz", "x=...")
     try:
         with np.load(path, allow_pickle=False) as archive:
             key = next((name for name in NEW_IMAGES if name in archive), None)
@@ -55,10 +55,14 @@ def read_new_images(path: Path, layout: Layout | None, as_they_are: bool) -> np.
         raise DataError(f"{path}: damaged or not an npz archive ({error})") from error
 
 
-def _refuse_other_files(path: Path, option: str = "data.path") -> None:
-    """Raises DataError where there is no file, a folder, or a file that is no archive."""
+def _refuse_other_files(
+    path: Path, option: str = "data.path", arrays: str = "x_train=..., y_train=..., x_test=..., y_test=..."
+) -> None:
+    """Raises DataError where there is no file, a folder, or a file that is no archive of such arrays."""
     if path.is_dir():
-        raise DataError(f"{option}: {path} is a folder: name the npz file in it")
+        raise DataError(
+            f"{option}: {path} is a folder: name an npz file (np.savez saves what exact_ntk.load_folder reads in one)"
+        )
     try:
         with path.open("rb") as file:
             head = file.read(8)
@@ -67,11 +71,8 @@ def _refuse_other_files(path: Path, option: str = "data.path") -> None:
     except OSError as error:
         raise DataError(f"{option}: cannot read {path}: {error.strerror or error}") from error
     if head.startswith(b"\x93NUMPY"):
-        raise DataError(
-            f"{path}: a single array, not an npz archive: np.savez saves several by name, as data.keys reads"
-        )
+        raise DataError(f"{path}: a single array, not an npz archive: save one with np.savez(path, {arrays})")
     if not head.startswith(b"PK"):
-        arrays = "x_train=..., y_train=..., x_test=..., y_test=..."
         raise DataError(f"{path}: damaged or not an npz archive: save one with np.savez(path, {arrays})")
 
 

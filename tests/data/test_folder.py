@@ -219,3 +219,11 @@ def test_sizes_and_channels_that_are_none(options: dict, tmp_path: Path):
 def test_a_folder_that_is_not_there(tmp_path: Path):
     with pytest.raises(DataError, match=r"cannot read the folder .*none: No such file"):
         load_folder(tmp_path / "none")
+
+
+def test_of_many_refused_files_the_first_says_how_many_others(tmp_path: Path):
+    for name in ("a", "b", "d"):
+        save(tmp_path / f"{name}.png", greys(3, 3).astype(np.uint16))
+    save(tmp_path / "c.png", greys(3, 3))
+    with pytest.raises(DataError, match=r"a\.png: has more than .* \(2 others refused as well, next .*b\.png\)$"):
+        load_folder(tmp_path)

@@ -124,9 +124,9 @@ def test_bytes_and_floats_do_not_mix_but_widths_of_floats_do(tmp_path: Path):
 
 def test_other_files_are_told_apart(tmp_path: Path, npz: Path, monkeypatch):
     np.save(tmp_path / "single.npy", np.zeros(3))
-    with pytest.raises(DataError, match="a single array, not an npz archive"):
+    with pytest.raises(DataError, match=r"a single array, not an npz archive: save one with np.savez\(path, x_train"):
         load(tmp_path / "single.npy")
-    with pytest.raises(DataError, match="is a folder: name the npz file in it"):
+    with pytest.raises(DataError, match=r"is a folder: name an npz file \(np\.savez saves what exact_ntk\.load_folder"):
         load(tmp_path)
     with pytest.raises(DataError, match=r"data\.path: no file /.*nowhere"):
         load(tmp_path / "nowhere.npz")

@@ -194,7 +194,10 @@ def test_what_runs_on_a_gpu_and_why_not(fresh, monkeypatch):
     assert resolved("auto", height=8, width=8) == "reference-cuda"
     for options, words in [
         (dict(height=8, width=8), "no NVIDIA driver"),
-        (dict(height=36, width=36), "kernels on a GPU cover images up to 32 x 64 pixels, not 36 x 36"),
+        (
+            dict(height=36, width=36),
+            "kernels on a GPU cover images up to 32 x 64 pixels, not 36 x 36: make them smaller",
+        ),
         (dict(height=8, width=8, activation="gaussian"), "those of the ReLU"),
         (dict(height=8, width=8, dtype=torch.float64), "float32 only"),
     ]:

@@ -29,7 +29,9 @@ def why_not(device: torch.device, readouts: Sequence[str], padding: Padding, hei
     if device.type == "cpu" and all(family_of(readout) == "vanilla" for readout in readouts):
         return None
     which = "pooled kernels" if device.type == "cpu" else "kernels on a GPU"
-    return f"the fused {which} cover images up to {SHORT_SIDE} x {LONG_SIDE} pixels, not {height} x {width}"
+    instead = "make them smaller" + (", or take readout vanilla" if device.type == "cpu" else "")
+    limit = f"{SHORT_SIDE} x {LONG_SIDE}"
+    return f"the fused {which} cover images up to {limit} pixels, not {height} x {width}: {instead}"
 
 
 def values_of(sums: Tensor, job: Pass, pixels: int) -> Tensor:
