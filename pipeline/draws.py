@@ -12,8 +12,10 @@ from exact_ntk.config import CnnColumn, Config, KernelColumn, Zca
 from exact_ntk.copies import ZERO, Alike, find_alike
 from exact_ntk.data import Dataset, load_dataset, normalisation, normalise
 from exact_ntk.errors import ConfigError, DataError
+from exact_ntk.grids import named
 from exact_ntk.images import OrderedImages
 from exact_ntk.kernel_names import DIVISOR
+from exact_ntk.notices import warn_once
 
 
 @dataclass(frozen=True)
@@ -102,18 +104,35 @@ def load_images(config: Config) -> OrderedImages:
     """The images of a config, in store order, with every column's draws checked to exist.
 
     Raises DataError, naming the images, where a draw of a kernel column without a ridge has a singular Gram matrix.
+    Logs a warning where draws hold no image of a class: in the balanced order those after a small one is exhausted.
     """
     images = order_images(load_dataset(config.data, config.tested), config)
+    lacking: dict[str, str] = {}
     for name, column in zip(config.column_names, config.columns, strict=True):
         _refuse_odd_sides(images, column, name)
         prepared = images.under(config.preprocess_of(column))
         for k in range(column.train.draws):
             found = draw(images, column, name, k)
+            for label in _missing_classes(images, found):
+                lacking[name] = images.classes[label]
             if isinstance(column, KernelColumn) and not column.ridge:
                 _refuse_singular(prepared, found, name, column.flips)
             if isinstance(column, KernelColumn) and column.unit_diagonal:
                 _refuse_zero(prepared, found, name)
+    if lacking:
+        what = "order: {balanced: false} draws classes by their share" if images.balanced else "take larger draws"
+        warn_once(
+            f"{named(list(lacking))}: some draws train on no image of a class, such as {next(iter(lacking.values()))}, "
+            f"and differ by more than luck: {what}"
+        )
     return images
+
+
+def _missing_classes(images: OrderedImages, found: Draw) -> np.ndarray:
+    """The classes of which a draw trains on no image, though it has room for one of each."""
+    classes = np.unique(images.y[: images.n_train])
+    room = len(found.train) >= len(classes)
+    return np.setdiff1d(classes, images.y[found.train]) if room else classes[:0]
 
 
 def _refuse_odd_sides(images: OrderedImages, column: KernelColumn | CnnColumn, name: str) -> None:

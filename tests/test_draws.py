@@ -1,5 +1,6 @@
 """The order of the images and the draws: disjoint, nested, balanced, and the same for ever."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from exact_ntk.config import CnnColumn, Config
 from exact_ntk.data import Dataset
 from exact_ntk.draws import copies_tested, draw, load_images, order_images, shuffled
 from exact_ntk.errors import ConfigError, DataError
+from exact_ntk.notices import warn_once
 from exact_ntk.settings import load_config
 
 
@@ -229,3 +231,33 @@ def test_more_images_than_there_are_is_refused_by_column(config: Config):
         draw(images, column.model_copy(update={"train": column.train.model_copy(update={"n": 61})}), "c", 0)
     with pytest.raises(ConfigError, match=r"column c: test\.n is 99, but there are 60 images from 'both'"):
         draw(images, column.model_copy(update={"test": column.test.model_copy(update={"n": 99})}), "c", 0)
+
+
+@pytest.mark.parametrize(
+    "balanced, draws, said",
+    [
+        (True, 2, []),
+        (True, 3, [r"^CNTK-V-20: some draws train on no image of a class, such as c, .* order: \{balanced: false\}"]),
+        (False, 3, []),
+    ],
+)
+def test_draws_without_a_class_are_told(config: Config, tmp_path: Path, caplog, balanced: bool, draws: int, said):
+    """Of 30, 20 and 10 images the balanced order has none of the smallest class after the thirtieth."""
+    y = np.repeat(["a", "b", "c"], [30, 20, 10])
+    path = tmp_path / "unbalanced.npz"
+    np.savez(path, x_train=dataset().x_train, y_train=y, x_test=dataset().x_test, y_test=y[:20])
+    data = config.data.model_copy(update={"path": path})
+    column = config.columns[0]
+    column = column.model_copy(update={"train": column.train.model_copy(update={"n": 20, "draws": draws})})
+    order = config.order.model_copy(update={"balanced": balanced})
+    warn_once.cache_clear()
+    load_images(config.model_copy(update={"data": data, "columns": (column,), "order": order}))
+    assert len(caplog.messages) == len(said)
+    assert all(map(re.search, said, caplog.messages))
+
+
+def test_a_draw_with_less_room_than_classes_needs_no_word(config: Config, caplog):
+    column = config.columns[0]
+    column = column.model_copy(update={"train": column.train.model_copy(update={"n": 2, "draws": 2})})
+    load_images(config.model_copy(update={"columns": (column,)}))
+    assert caplog.messages == []
