@@ -24,6 +24,7 @@ from exact_ntk.report.tables import csv_table
 
 # Characters: values of a figure or provenance of more lie beside the page, which would else be too large to send.
 MOST_EMBEDDED = 100_000
+LONGEST_HEAD = 4  # characters of a class's name over a confusion matrix: with a longer one they stand upright
 MOST_LOOSE = 7  # columns of a table that has room between them
 
 STYLE = """
@@ -49,7 +50,9 @@ svg { width: 100%; height: auto; color: var(--ink); stroke-linejoin: round; }
 .maps > * { flex: 0 1 9rem; margin: 0; } .pictures > * { flex: 0 1 5.5rem; margin: 0; }
 .maps img, .pictures img { width: 100%; image-rendering: pixelated; display: block; }
 .matrices > * { flex-basis: 25rem; } .confusion { font-size: .75rem; print-color-adjust: exact; }
-.confusion th, .confusion td { padding: .2rem .35rem; }
+.confusion th, .confusion td { padding: .2rem .35rem; } .confusion th { vertical-align: bottom; }
+.upright { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 8rem; overflow: hidden;
+  text-overflow: ellipsis; white-space: nowrap; }
 pre { background: var(--shade); padding: 1rem; overflow-x: auto; font-size: .8rem; } summary { cursor: pointer; }
 @media (max-width: 40rem) { tbody th { white-space: normal; min-width: 4.5rem; } }
 @media print { figure, table, h3 + div { break-inside: avoid; } h2, h3 { break-after: avoid; }
@@ -193,11 +196,12 @@ def _confusion(column: ByClass, counts: np.ndarray, names: tuple[str, ...]) -> s
         colour = "0, 114, 178" if i == j else "213, 94, 0"
         return f'<td style="background: rgba({colour}, {0.6 * share[i, j] ** 0.5:.2f})">{counts[i, j] or ""}</td>'
 
-    short = [_text(n[:4]) for n in names]
+    upright = any(len(n) > LONGEST_HEAD for n in names)
+    heads = [f'<span class="upright">{_text(n)}</span>' if upright else _text(n) for n in names]
     rows = [[_text(n), *(cell(i, j) for j in range(len(names)))] for i, n in enumerate(names)]
     title = f"{column.column} at depth {column.depth}"
     return (
-        f"<figure>{_table(['', *short], rows, f'Confusion matrix of {title}', 'confusion')}<figcaption>{_text(title)}: "
+        f"<figure>{_table(['', *heads], rows, f'Confusion matrix of {title}', 'confusion')}<figcaption>{_text(title)}: "
         "images of the class on the left taken for the class on top, over all draws. Orange: mistakes.</figcaption>"
         "</figure>"
     )

@@ -101,6 +101,14 @@ def test_stores_of_the_same_columns_share_a_row(results: Results):
     assert "2 Gram storesA, B3.5CPUgram-3A4.0CPUgram-4A, B–GPU" in text
 
 
+def test_classes_whose_names_begin_alike_are_told_apart(results: Results):
+    names = ("class_a", "class_b", "other")
+    text = page(replace(collected(results), classes=names), [], "")
+    heads = re.findall('class="confusion"><thead>(.*?)</thead>', text)
+    assert len(heads) == 2
+    assert all(Tags(head).text == "".join(names) for head in heads)
+
+
 def test_many_classes_have_no_matrix_and_nothing_finished_is_a_page_too(results: Results):
     found = collected(results)
     many = type(found)(results, found.provenance, found.arrays, tuple(f"class {k}" for k in range(30)))
