@@ -20,7 +20,7 @@ def main() -> None:
 
     mine = load_folder(given.labelled, given.size)
     new = load_folder(given.new, given.size, channels=mine.images.shape[-1])
-    model = CNTKClassifier(depth=4).fit(mine.images, mine.labels)
+    model = CNTKClassifier(depth=4, verbose=True).fit(mine.images, mine.labels)
     for file, chances in zip(new.files, model.predict_proba(new.images), strict=True):
         print(f"{file.name},{mine.classes[model.classes_[chances.argmax()]]},{chances.max():.3f}")
 

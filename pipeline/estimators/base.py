@@ -19,6 +19,7 @@ from exact_ntk.data.arrays import Layout
 from exact_ntk.device import resolve_device
 from exact_ntk.draws import count_held_out
 from exact_ntk.errors import NtkError, StoreError
+from exact_ntk.estimators.blocks import in_blocks
 from exact_ntk.estimators.images import as_array, as_images
 from exact_ntk.estimators.uncertainty import Posterior, by_cholesky, by_flow
 from exact_ntk.files import read_npz, write_npz
@@ -56,6 +57,7 @@ class KernelMachine(BaseEstimator):
         layout: "nhwc" or "nchw"; None is nhwc, and a shape that leaves doubt is refused.
         device: "cpu", "cuda", "cuda:1", ...; None is the first GPU where there is one.
         memory: how much a fit may take, such as "8GB"; None is 80 % of the device's.
+        verbose: whether to show how far kernels are and how long they take; their values are the same.
 
     X is images N x H x W (x C), or rows N x d, as arrays or tensors. Fitted: X_fit_ (n, C, H, W) normalised images,
     dual_coef_ (n, outputs), ridge_, stopping_time_ (None: to the end), mean_ and scale_ (C,), image_shape_ (H, W, C),
@@ -94,6 +96,7 @@ class KernelMachine(BaseEstimator):
         layout: Layout | None = None,
         device: str | None = None,
         memory: str | None = None,
+        verbose: bool = False,
     ):
         self.depth = depth
         self.readout = readout
@@ -108,6 +111,7 @@ class KernelMachine(BaseEstimator):
         self.layout = layout
         self.device = device
         self.memory = memory
+        self.verbose = verbose
 
     def save(self, path: str | Path) -> None:
         """Write the fitted model to an npz file of plain arrays, whole or not at all. Raises NtkError."""
@@ -270,16 +274,21 @@ class KernelMachine(BaseEstimator):
 
     def _kernels(self, x1: Tensor, x2: Tensor | None, readouts: Sequence[str], diagonal: bool = False) -> Tensor:
         """In one pass: (readouts, n1, n2), or the diagonals (readouts, n1)."""
-        return cntk(
-            x1,
-            x2,
-            depths=(self.depth,),
-            readouts=tuple(dict.fromkeys(readouts)),
-            train_first=self.train_first,
-            train_last=self.train_last,
-            device=self._device(),
-            diagonal=diagonal,
-        )[:, 0]
+        device = self._device()
+
+        def compute(x1: Tensor, x2: Tensor | None) -> Tensor:
+            return cntk(
+                x1,
+                x2,
+                depths=(self.depth,),
+                readouts=tuple(dict.fromkeys(readouts)),
+                train_first=self.train_first,
+                train_last=self.train_last,
+                device=device,
+                diagonal=diagonal,
+            )[:, 0]
+
+        return in_blocks(compute, x1, x2, device) if self.verbose and not diagonal else compute(x1, x2)
 
     def _kernel(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
         return self._kernels(x1, x2, self._readouts()[:1])[0]
