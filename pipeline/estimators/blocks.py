@@ -16,14 +16,15 @@ def in_blocks(
 ) -> Tensor:
     """`compute(x1, x2)`, the kernels (readouts, n1, n2) of images on a device: the same values, with progress shown."""
     side = CPU_IMAGES if device.type == "cpu" else GPU_IMAGES
-    n1, n2 = len(x1), len(x1 if x2 is None else x2)
+    second = x1 if x2 is None else x2
+    n1, n2 = len(x1), len(second)
     out: Tensor | None = None
     with progress("kernel", n1 * (n1 + 1) // 2 if x2 is None else n1 * n2, "pair") as bar:
         for i in range(0, n1, side):
             for j in range(0, i + 1 if x2 is None else n2, side):
                 rows, columns = slice(i, i + side), slice(j, j + side)
                 own = x2 is None and i == j
-                values = compute(x1[rows], None if own else (x1 if x2 is None else x2)[columns])
+                values = compute(x1[rows], None if own else second[columns])
                 if out is None:
                     out = values.new_empty((len(values), n1, n2))
                 out[:, rows, columns] = values

@@ -371,9 +371,9 @@ class _Told:
 
 
 def host_memory(values: torch.Tensor) -> torch.Tensor:
-    """Where a device's values go on the host: page-locked, or where the host gives none, which it has little of, not.
+    """Where a GPU's values go on the host: into page-locked memory, or where there is none into any.
 
-    Into what is not a copy is no longer begun and left to itself; its values are the same.
+    A copy into any other keeps the caller waiting; the values are the same.
     """
     try:
         return torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
